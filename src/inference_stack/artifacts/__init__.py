@@ -1,0 +1,1 @@
+"""Model files: names to paths, downloads, checksums, container formats. numpy only; no torch, no models."""

@@ -1,0 +1,1 @@
+"""The istack command: composes the rooms, prints for people."""

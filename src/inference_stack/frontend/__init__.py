@@ -1,0 +1,1 @@
+"""Text to tokens and back: templates, tokenisers, incremental detokenisation, stop strings. Nothing of HTTP or engines."""

@@ -1,0 +1,43 @@
+"""What the HTTP handlers need from the dispatcher, and nothing more."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from inference_stack.core.request import Request
+from inference_stack.core.step import TokenDelta
+from inference_stack.wire.messages import ModelInfo, NodeState
+
+
+class TokenStream(Protocol):
+    """One dispatched completion: an unbroken sequence of token deltas, whatever happens to workers underneath."""
+
+    def __aiter__(self) -> AsyncIterator[TokenDelta]:
+        """Deltas in order; the last one has `finish` set. Errors arrive as a last delta with `FinishReason.ERROR`."""
+        ...
+
+    def abort(self) -> None:
+        """Stop the request in the engine. Idempotent, and harmless after the end."""
+        ...
+
+
+class Dispatch(Protocol):
+    """Runs requests on whatever nodes there are."""
+
+    def models(self) -> dict[str, ModelInfo]:
+        """Models that are served, by name; empty until one is ready."""
+        ...
+
+    def nodes(self) -> tuple[NodeState, ...]:
+        """The nodes' last known states."""
+        ...
+
+    def admit(self, model: str, completions: int) -> None:
+        """Refuse early: raises `InferenceError` (404, 429 with Retry-After, 503) when `completions` more requests of `model`
+        cannot be accepted now."""
+        ...
+
+    def submit(self, request: Request) -> TokenStream:
+        """Accept a request. It runs, or waits, until it ends or is aborted."""
+        ...

@@ -1,0 +1,47 @@
+"""What a loaded model is to the engine: KV groups to allocate, a forward pass, logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from inference_stack.core.kv_spec import KvGroupSpec
+from inference_stack.ops.api import Ops, StepInputs
+
+Progress = Callable[[str, int, int], None]
+"""Called as (what, bytes done, bytes in all) while weights load."""
+
+
+class Model(Protocol):
+    """A causal language model."""
+
+    vocab_size: int
+    max_positions: int
+
+    def kv_groups(self, dtype: str) -> tuple[KvGroupSpec, ...]:
+        """The KV groups of this architecture, with KV stored in `dtype`. Every model layer is in exactly one."""
+        ...
+
+    def forward(self, ops: Ops, step: StepInputs) -> Tensor:
+        """Hidden states after the final norm, hidden_TD."""
+        ...
+
+    def logits(self, ops: Ops, hidden_SD: Tensor) -> Tensor:
+        """logits_SV fp32."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """A model with its weights. `revision` is a hash of what was loaded, for `numerics_id`; `quantisation` names the weight form
+    (for example "fp32 from Q4_1"). `eos_tokens` end a completion unless told otherwise."""
+
+    model: Model
+    architecture: str
+    revision: str
+    quantisation: str
+    weight_bytes: int
+    eos_tokens: tuple[int, ...]

@@ -1,0 +1,1 @@
+"""The agent of one machine: starts and supervises workers, passes requests down and tokens up."""

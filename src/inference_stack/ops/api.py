@@ -1,0 +1,218 @@
+"""What an op is given and what it gives back. Model files call `Ops` and nothing else.
+
+Every implementation obeys one law: a row's result depends on that row's inputs alone. Not on its neighbours, its place in
+the batch, how its prompt was chunked, or whether its KV came from the prefix cache. Bit for bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+Activation = Literal["silu", "gelu_tanh"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Linear:
+    """A dense projection: y = x @ weight_NK.T + bias_N. Quantised forms are further classes that `Ops.linear` also takes."""
+
+    weight_NK: Tensor
+    bias_N: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rope:
+    """Rotary tables, fp32 [max positions, E]: cosines and sines for the half-rotation layout (x1 | x2), scaling folded in."""
+
+    cos_PE: Tensor
+    sin_PE: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadSpec:
+    """How one attention layer splits its fused projection [T, (H + 2G)·E] and prepares q and k before attention."""
+
+    q_heads: int
+    kv_heads: int
+    head_dim: int
+    rope: Rope
+    q_norm_E: Tensor | None = None
+    k_norm_E: Tensor | None = None
+    norm_eps: float = 1e-6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvLayer:
+    """One layer's KV memory inside a device's arena, for one (model, group).
+
+    The unit (K and V of one block) behind block-table entry e starts at byte `e * granule_bytes + offset_bytes` of `arena`
+    (uint8 [bytes]) and is laid out [kv_heads][16 tokens][2 * head_dim] in `dtype`, K then V adjacent. `unit_bytes` and
+    `offset_bytes` are multiples of `granule_bytes`. `group` selects the block table; `window` is in tokens (None: full).
+    """
+
+    arena: Tensor
+    group: int
+    offset_bytes: int
+    granule_bytes: int
+    unit_bytes: int
+    kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+    window: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupTable:
+    """One KV group's addresses for a step. `entry_RB` int64: arena entry of each row's blocks (0 where there is none).
+
+    `entry_T` int64 is the entry of the block that receives token t's K and V, `offset_T` int64 its place there (0 … 15).
+    """
+
+    entry_RB: Tensor
+    entry_T: Tensor
+    offset_T: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepInputs:
+    """One step as device tensors. Rows are contiguous: row r owns tokens cu_q[r] … cu_q[r+1]-1, positions ascending by 1.
+
+    `tokens_T`, `positions_T`, `row_T` int64 [T]; `context_R` int64 [R]: tokens of KV the row's last query may see (its
+    start + its queries). `cu_q` [R+1] and `context` [R] are the same facts as host integers, so that no op reads the device
+    to decide what to launch. `kv[layer]` is the layer's memory, `tables[group]` the block tables. `sampled_S` int64 [S]: the
+    tokens whose logits are wanted.
+    """
+
+    tokens_T: Tensor
+    positions_T: Tensor
+    row_T: Tensor
+    context_R: Tensor
+    cu_q: tuple[int, ...]
+    context: tuple[int, ...]
+    kv: tuple[KvLayer, ...]
+    tables: tuple[GroupTable, ...]
+    sampled_S: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleInputs:
+    """Parameters of each sampled position, columns [S]; sparse lists are (row in 0…S-1, token) pairs.
+
+    `seed_S` int64 holds the unsigned 64-bit seed's bits; `position_S` is the index in the whole sequence (prompt and emitted)
+    that the sampled token will take; noise is Philox4x32-10 with key = seed, counter = (token // 4, position, choice, 0).
+    `temperature_S` 0 is greedy. `history_*`: every known token of each penalised row, `history_is_output` telling emitted tokens
+    from the prompt's (presence and frequency count emitted tokens only; repetition counts both). `bias_*` adds to logits,
+    `banned_*` removes a token (stops before `min_tokens`). `allowed_SW` int32 [S, ceil(V/32)]: grammar bits, bit t of word w is
+    token 32w+t, or None. `top_S` int64: how many alternatives to report (-1: no logprobs for the row).
+    Host flags tell what to launch: `any_*`; `max_top` is the largest of `top_S`.
+    """
+
+    temperature_S: Tensor
+    top_k_S: Tensor
+    top_p_S: Tensor
+    min_p_S: Tensor
+    repetition_S: Tensor
+    presence_S: Tensor
+    frequency_S: Tensor
+    seed_S: Tensor
+    choice_S: Tensor
+    position_S: Tensor
+    top_S: Tensor
+    history_row: Tensor
+    history_token: Tensor
+    history_is_output: Tensor
+    bias_row: Tensor
+    bias_token: Tensor
+    bias_value: Tensor
+    banned_row: Tensor
+    banned_token: Tensor
+    allowed_SW: Tensor | None = None
+    any_random: bool = False
+    any_filtered: bool = False
+    max_top: int = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampled:
+    """`tokens_S` int64; `finite_S` bool: the row's logits were all finite (NaN or +inf anywhere fails the row).
+
+    With `max_top` ≥ 0 also, under the raw distribution (log-softmax of the model's logits before any change): `logprob_S`
+    fp32 and `rank_S` int64 (from 1) of the chosen token, `top_ids_SK` int64 and `top_logprobs_SK` fp32, best first,
+    K = max_top (ties: lower id first).
+    """
+
+    tokens_S: Tensor
+    finite_S: Tensor
+    logprob_S: Tensor | None = None
+    rank_S: Tensor | None = None
+    top_ids_SK: Tensor | None = None
+    top_logprobs_SK: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """Raw log-probabilities of given tokens: the same columns as `Sampled`'s, for prompt tokens."""
+
+    logprob_S: Tensor
+    rank_S: Tensor
+    top_ids_SK: Tensor
+    top_logprobs_SK: Tensor
+
+
+class Ops(Protocol):
+    """The operations a model step is made of. Outputs live in the step's workspace until the last reference is dropped."""
+
+    def embed(self, tokens_T: Tensor, table_VD: Tensor, scale: float = 1.0) -> Tensor:
+        """x_TD = table[tokens] * scale."""
+        ...
+
+    def rmsnorm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        """x / sqrt(mean(x²) + eps) * weight, in fp32. (arXiv:1910.07467)"""
+        ...
+
+    def add_rmsnorm(self, x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """s = x + residual; (rmsnorm(s), s)."""
+        ...
+
+    def linear(self, x_TK: Tensor, weight: Linear) -> Tensor:
+        """y_TN = x @ W.T + b."""
+        ...
+
+    def rope_store(self, qkv_TX: Tensor, heads: HeadSpec, kv: KvLayer, step: StepInputs) -> Tensor:
+        """Split the fused projection, norm q and k per head when asked, rotate both by position, write k and v to the arena.
+
+        Returns q_THE. The only op that writes KV memory.
+        """
+        ...
+
+    def attend(self, q_THE: Tensor, kv: KvLayer, step: StepInputs, scale: float) -> Tensor:
+        """Causal attention of every query over its row's KV (blocks of `step.tables[kv.group]`), within `kv.window` if set.
+
+        One path for prefill, chunk, decode and verify; keys are reduced in fixed tiles at absolute positions. A query at
+        position p with window w sees positions p-w+1 … p. Memory that no query may see is never allowed to matter, even NaN.
+        Returns o [T, H·E].
+        """
+        ...
+
+    def act_mul(self, gate_up_TX: Tensor, kind: Activation) -> Tensor:
+        """act(gate) * up of a fused [T, 2·I] projection; [T, I]."""
+        ...
+
+    def select(self, x_TD: Tensor, rows_S: Tensor) -> Tensor:
+        """x[rows]."""
+        ...
+
+    def sample(self, logits_SV: Tensor, inputs: SampleInputs) -> Sampled:
+        """Choose one token per row: bias, penalties, bans and grammar, temperature, min-p/top-k/top-p, then arg-max of Gumbel-perturbed logits."""
+        ...
+
+    def score(self, logits_SV: Tensor, tokens_S: Tensor, top: int) -> Scored:
+        """Raw log-probabilities of `tokens_S` with `top` alternatives, for prompt logprobs."""
+        ...
+
+    def explain(self) -> dict[str, str]:
+        """For each op, which implementation was chosen and why."""
+        ...

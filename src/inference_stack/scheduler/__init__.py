@@ -1,0 +1,1 @@
+"""Iteration-level scheduling as a pure function of what happened: plan, then advance."""

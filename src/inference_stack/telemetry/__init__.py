@@ -1,0 +1,1 @@
+"""Metrics, logs and accounts of what happened. Observes; decides nothing."""

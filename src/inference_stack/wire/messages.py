@@ -103,10 +103,12 @@ class Fatal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lost:
-    """These requests were on a worker that died or hung. Nothing more comes of this attempt."""
+    """Nothing more comes of this attempt at these requests. `present`: they were on a worker when it died or hung; otherwise
+    they never reached one."""
 
     request_ids: tuple[str, ...]
     reason: str
+    present: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,102 @@
+"""The engine core: schedulers and runners of the instances on one device, advanced one step at a time.
+
+Usable in-process without any wire: `add`, `abort`, `step`. Up to `depth` steps are launched before the oldest is awaited.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from inference_stack.core.errors import InferenceError, model_not_found
+from inference_stack.core.request import FinishReason, Request
+from inference_stack.core.seams import Clock, InFlightStep, Runner
+from inference_stack.core.stats import InstanceStats
+from inference_stack.core.step import TokenDelta
+from inference_stack.scheduler.scheduler import Scheduler
+
+
+@dataclass(slots=True)
+class Instance:
+    """One served model: its scheduler, its runner, and the steps between them."""
+
+    name: str
+    scheduler: Scheduler
+    runner: Runner
+    in_flight: deque[InFlightStep] = field(default_factory=deque)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self.in_flight) or self.scheduler.has_work
+
+
+class EngineCore:
+    """Runs the instances of one device. `depth` (0, 1 or 2) is how far planning may run ahead of results."""
+
+    def __init__(self, instances: Sequence[Instance], clock: Clock, depth: int = 0) -> None:
+        self._instances = {instance.name: instance for instance in instances}
+        self._owner: dict[str, Instance] = {}
+        self._clock = clock
+        self._depth = depth
+        self._refused: list[TokenDelta] = []
+        self.steps = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` would do anything."""
+        return bool(self._refused) or any(instance.busy for instance in self._instances.values())
+
+    def add(self, request: Request) -> None:
+        """Queue a request. What cannot be accepted is reported by the next step as an error delta."""
+        try:
+            instance = self._instances.get(request.model)
+            if instance is None:
+                raise model_not_found(request.model)
+            instance.scheduler.add(request, self._clock.now())
+            self._owner[request.id] = instance
+        except InferenceError as error:
+            self._refused.append(
+                TokenDelta(
+                    request_id=request.id, attempt=request.attempt, finish=FinishReason.ERROR, error=error.info
+                )
+            )
+
+    def abort(self, request_id: str) -> None:
+        """Stop a request at once; unknown and finished ones are ignored."""
+        instance = self._owner.pop(request_id, None)
+        if instance is not None:
+            instance.scheduler.abort(request_id)
+
+    def step(self) -> tuple[TokenDelta, ...]:
+        """Advance every instance by one step; the news, in order per request."""
+        deltas, self._refused = self._refused, []
+        for instance in self._instances.values():
+            if instance.busy:
+                deltas += self._advance(instance)
+        for delta in deltas:
+            if delta.finish is not None:
+                self._owner.pop(delta.request_id, None)
+        return tuple(deltas)
+
+    def stats(self) -> tuple[InstanceStats, ...]:
+        """Every instance's numbers."""
+        return tuple(instance.scheduler.stats() for instance in self._instances.values())
+
+    def check(self) -> None:
+        """Verify the bookkeeping of every instance. Raises what `Scheduler.check` raises."""
+        for instance in self._instances.values():
+            instance.scheduler.check()
+
+    def _advance(self, instance: Instance) -> list[TokenDelta]:
+        plan = instance.scheduler.plan(self._clock.now())
+        if plan is not None:
+            instance.in_flight.append(instance.runner.launch(plan))
+        deltas: list[TokenDelta] = []
+        allowed = self._depth if plan is not None else max(len(instance.in_flight) - 1, 0)
+        while len(instance.in_flight) > allowed:
+            result = instance.in_flight.popleft().wait()
+            deltas += instance.scheduler.advance(result, self._clock.now())
+            self.steps += 1
+        return deltas

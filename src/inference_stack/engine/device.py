@@ -1,0 +1,105 @@
+"""The `Device` seam for CPUs: memory, ordered execution, identity.
+
+On a CPU every queued operation has finished when the call returns, so events are immediate.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inference_stack.core.errors import SERVER_ERROR, ErrorInfo, InferenceError
+
+ALIGNMENT = 64
+
+
+class _Passed:
+    """An event that has already happened."""
+
+    def wait(self) -> None:
+        return
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _read_bytes(path: str) -> int | None:
+    """A number of bytes from a kernel file; None when there is no such file or no limit in it."""
+    try:
+        text = Path(path).read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def _physical(name: str) -> int:
+    return os.sysconf(name) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _available() -> int:
+    """The kernel's estimate of memory that can be taken without swapping, in bytes."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return _physical("SC_PHYS_PAGES") // 2
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+
+
+class CpuDevice:
+    """A set of CPU cores and main memory."""
+
+    def __init__(self, threads: int = 0) -> None:
+        self.name = "cpu"
+        self.threads = threads or usable_cores()
+        self.torch_device = torch.device("cpu")
+        torch.set_num_threads(self.threads)
+
+    def total_bytes(self) -> int:
+        """Main memory, or the container's share of it, in bytes."""
+        limit = _read_bytes("/sys/fs/cgroup/memory.max")
+        return min(_physical("SC_PHYS_PAGES"), limit or sys.maxsize)
+
+    def free_bytes(self) -> int:
+        """Memory that can be taken without swapping, in bytes."""
+        limit = _read_bytes("/sys/fs/cgroup/memory.max")
+        used = _read_bytes("/sys/fs/cgroup/memory.current")
+        return min(_available(), limit - used if limit and used else sys.maxsize)
+
+    def allocate(self, nbytes: int) -> Tensor:
+        """Zeroed uint8 [nbytes], 64-byte aligned and written once, so that a lack of memory shows now and not mid-stream.
+
+        Raises `InferenceError` when it does not fit.
+        """
+        if nbytes > self.free_bytes():
+            raise InferenceError(
+                ErrorInfo(
+                    message=f"{nbytes / 2**20:.0f} MiB do not fit into the {self.free_bytes() / 2**20:.0f} MiB of free memory; "
+                    "lower --kv-memory",
+                    type=SERVER_ERROR,
+                    code="out_of_memory",
+                    status=500,
+                )
+            )
+        raw = torch.empty(nbytes + ALIGNMENT, dtype=torch.uint8)
+        start = -raw.data_ptr() % ALIGNMENT
+        return raw[start : start + nbytes].zero_()
+
+    def upload(self, column: np.ndarray) -> Tensor:
+        """A host array as a tensor; shares memory, so the array must not change while a step uses it."""
+        return torch.from_numpy(column)
+
+    def record(self) -> _Passed:
+        """An event after all work queued so far."""
+        return _Passed()
+
+    def isa(self) -> str:
+        """Machine, vector extension and thread count: what torch's kernels choose their code by."""
+        return f"{platform.machine()}-{torch.backends.cpu.get_cpu_capability()}-{self.threads}t"

@@ -1,0 +1,95 @@
+"""From a plan's columns to a step's device tensors.
+
+Positions, token ids and addresses are computed on the device from slot tables; the host sends a few integers per row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inference_stack.core.request import BLOCK_TOKENS
+from inference_stack.core.step import StepPlan
+from inference_stack.engine.device import CpuDevice
+from inference_stack.engine.slots import SlotTables
+from inference_stack.ops.api import GroupTable, KvLayer, StepInputs
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A plan's rows with what follows from them on the host. `cu_q` [R+1] and `cu_s` [R+1] are running sums of queries and samples."""
+
+    slots: np.ndarray
+    start: np.ndarray
+    num_tokens: np.ndarray
+    samples: np.ndarray
+    cu_q: np.ndarray
+    cu_s: np.ndarray
+
+    @classmethod
+    def of(cls, plan: StepPlan) -> Rows:
+        """The rows of a plan, as int64."""
+        slots, start, num_tokens, samples = (
+            column.astype(np.int64) for column in (plan.slots, plan.start, plan.num_tokens, plan.samples)
+        )
+        cu_q, cu_s = (np.concatenate(([0], np.cumsum(column))) for column in (num_tokens, samples))
+        return cls(slots, start, num_tokens, samples, cu_q, cu_s)
+
+    @property
+    def context(self) -> np.ndarray:
+        """Tokens of KV each row's last query sees."""
+        return self.start + self.num_tokens
+
+    def sampled(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """For each sampled position, in row order: its row, its query token's index in the step, and the position that the
+        sampled token will take."""
+        row = np.repeat(np.arange(len(self.slots)), self.samples)
+        back = self.cu_s[row + 1] - np.arange(len(row))  # 1 for a row's last sample
+        return row, self.cu_q[row + 1] - back, self.context[row] - back + 1
+
+
+def write_drafts(plan: StepPlan, rows: Rows, tables: SlotTables, device: CpuDevice) -> None:
+    """Put a plan's draft tokens where the forward pass will read them: the last positions of their rows."""
+    if plan.drafts is None:
+        return
+    row, column = np.nonzero(plan.drafts >= 0)
+    count = (plan.drafts >= 0).sum(axis=1)
+    position = rows.context[row] - count[row] + column
+    tables.write(
+        device.upload(rows.slots[row]),
+        device.upload(position),
+        device.upload(plan.drafts[row, column].astype(np.int64)),
+    )
+
+
+def build_inputs(rows: Rows, sampled: np.ndarray, tables: SlotTables, kv: tuple[KvLayer, ...], device: CpuDevice) -> StepInputs:
+    """The step's tensors. `sampled` lists the query tokens whose logits are wanted."""
+    counts = device.upload(rows.num_tokens)
+    row_T = torch.repeat_interleave(counts)
+    first = device.upload(rows.start - rows.cu_q[:-1])
+    positions_T = torch.arange(int(rows.cu_q[-1]), device=row_T.device) + first[row_T]
+    slots = device.upload(rows.slots)
+    slot_T = slots[row_T]
+    blocks = -(-int(rows.context.max()) // BLOCK_TOKENS)
+    block_T = positions_T // BLOCK_TOKENS
+    offset_T = positions_T - block_T * BLOCK_TOKENS
+    return StepInputs(
+        tokens_T=tables.tokens[slot_T, positions_T],
+        positions_T=positions_T,
+        row_T=row_T,
+        context_R=device.upload(rows.context),
+        cu_q=tuple(rows.cu_q.tolist()),
+        context=tuple(rows.context.tolist()),
+        kv=kv,
+        tables=tuple(_group_table(entries, slots, slot_T, block_T, offset_T, blocks) for entries in tables.entries),
+        sampled_S=device.upload(sampled),
+    )
+
+
+def _group_table(
+    entries: Tensor, slots: Tensor, slot_T: Tensor, block_T: Tensor, offset_T: Tensor, blocks: int
+) -> GroupTable:
+    return GroupTable(entry_RB=entries[slots, :blocks], entry_T=entries[slot_T, block_T], offset_T=offset_T)

@@ -1,0 +1,159 @@
+"""The runner of one model instance: executes plans in order, tokens in and tokens out.
+
+    plan ─▶ slot tables ─▶ StepInputs ─▶ model.forward ─▶ logits of sampled rows ─▶ sample ─▶ slot tables, StepResult
+
+It decides nothing: which rows, how many tokens and which blocks are the scheduler's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inference_stack.core.errors import numerical_fault
+from inference_stack.core.seams import Clock
+from inference_stack.core.step import StepPlan, StepResult, TokenLogprob, ints
+from inference_stack.engine.device import CpuDevice
+from inference_stack.engine.inputs import Rows, build_inputs, write_drafts
+from inference_stack.engine.sampling import accepted, sample_inputs, token_logprobs
+from inference_stack.engine.slots import SlotTables
+from inference_stack.models.api import LoadedModel
+from inference_stack.ops.api import KvLayer, Ops, Sampled
+
+
+@dataclass(frozen=True, slots=True)
+class Retired:
+    """A step that has already finished."""
+
+    result: StepResult
+
+    def wait(self) -> StepResult:
+        """The result."""
+        return self.result
+
+
+class ModelRunner:
+    """Runs one loaded model over its lease of the arena. `max_sampled` bounds the logits rows computed at once."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        ops: Ops,
+        device: CpuDevice,
+        kv: tuple[KvLayer, ...],
+        tables: SlotTables,
+        clock: Clock,
+        max_sampled: int,
+    ) -> None:
+        self._loaded = loaded
+        self._model = loaded.model
+        self._ops = ops
+        self._device = device
+        self._kv = kv
+        self._tables = tables
+        self._clock = clock
+        self._max_sampled = max_sampled
+
+    def launch(self, plan: StepPlan) -> Retired:
+        """Execute a plan. On a CPU it has retired when this returns."""
+        began = self._clock.now()
+        with torch.inference_mode():
+            result = self._run(plan)
+        return Retired(result.finished(self._clock.now() - began))
+
+    def _run(self, plan: StepPlan) -> _Result:
+        self._update_tables(plan)
+        rows = Rows.of(plan)
+        write_drafts(plan, rows, self._tables, self._device)
+        _, sampled, _ = rows.sampled()
+        inputs = build_inputs(rows, sampled, self._tables, self._kv, self._device)
+        hidden_TD = self._model.forward(self._ops, inputs)
+        result = _Result(plan, rows)
+        if len(sampled):
+            self._sample(result, hidden_TD, inputs.sampled_S)
+        self._score_prompts(result, hidden_TD)
+        return result
+
+    def _update_tables(self, plan: StepPlan) -> None:
+        for new in plan.new:
+            self._tables.enter(new)
+        for group, delta in enumerate(plan.blocks):
+            self._tables.extend(group, delta)
+
+    def _sample(self, result: _Result, hidden_TD: Tensor, sampled_S: Tensor) -> None:
+        logits_SV = self._model.logits(self._ops, self._ops.select(hidden_TD, sampled_S))
+        wanted = sample_inputs(
+            result.plan, result.rows, self._tables, self._loaded.eos_tokens, self._model.vocab_size, self._device
+        )
+        chosen = self._ops.sample(logits_SV, wanted)
+        row, _, position = result.rows.sampled()
+        slots = self._device.upload(result.rows.slots[row])
+        self._tables.write(slots, self._device.upload(position), chosen.tokens_S)
+        result.take(chosen, wanted.top_S.cpu().numpy())
+
+    def _score_prompts(self, result: _Result, hidden_TD: Tensor) -> None:
+        """Log-probabilities of prompt tokens, for the rows that ask: position p's logits score the token at p+1."""
+        rows = result.rows
+        for row, slot in enumerate(rows.slots):
+            top = self._tables.params[slot].prompt_logprobs
+            last = min(rows.context[row], self._tables.prompt_len[slot] - 1)
+            if top is not None and last > rows.start[row]:
+                positions = np.arange(rows.start[row], last)
+                query = rows.cu_q[row] + positions - rows.start[row]
+                result.prompt_logprobs[row] = self._score(hidden_TD, query, self._tables.tokens[slot, positions + 1], top)
+
+    def _score(self, hidden_TD: Tensor, query: np.ndarray, tokens: Tensor, top: int) -> tuple[TokenLogprob, ...]:
+        entries: list[TokenLogprob] = []
+        for at in range(0, len(query), self._max_sampled):
+            part = slice(at, at + self._max_sampled)
+            selected_S = self._device.upload(query[part])
+            logits_SV = self._model.logits(self._ops, self._ops.select(hidden_TD, selected_S))
+            scores = self._ops.score(logits_SV, tokens[part], top)
+            wanted = np.full(len(selected_S), top)
+            entries += token_logprobs(tokens[part].cpu().numpy(), scores, wanted).values()
+        return tuple(entries)
+
+
+class _Result:
+    """A `StepResult` in the making."""
+
+    def __init__(self, plan: StepPlan, rows: Rows) -> None:
+        self.plan = plan
+        self.rows = rows
+        self.prompt_logprobs: dict[int, tuple[TokenLogprob, ...]] = {}
+        self._tokens = ints(np.full((len(plan.slots), max(1, int(rows.samples.max(initial=1)))), -1))
+        self._counts = ints(np.zeros(len(plan.slots)))
+        self._logprobs: dict[int, tuple[TokenLogprob, ...]] = {}
+        self._failed: list[int] = []
+
+    def take(self, chosen: Sampled, wanted: np.ndarray) -> None:
+        """Sort the sampler's answer into rows; a row with a non-finite logit fails, and no token of it counts."""
+        tokens = chosen.tokens_S.cpu().numpy()
+        finite = chosen.finite_S.cpu().numpy()
+        row, _, _ = self.rows.sampled()
+        self._failed = sorted(set(row[~finite].tolist()))
+        self._counts = accepted(self.plan, self.rows, tokens)
+        self._counts[self._failed] = 0
+        column = np.arange(len(row)) - self.rows.cu_s[row]
+        stands = column < self._counts[row]
+        self._tokens[row[stands], column[stands]] = tokens[stands]
+        logprobs = token_logprobs(tokens, chosen, wanted) if wanted.max() >= 0 else {}
+        for at, entry in logprobs.items():
+            if stands[at]:
+                self._logprobs[int(row[at])] = (*self._logprobs.get(int(row[at]), ()), entry)
+
+    def finished(self, seconds: float) -> StepResult:
+        """The result, with the step's duration."""
+        return StepResult(
+            step=self.plan.step,
+            model=self.plan.model,
+            tokens=self._tokens,
+            counts=self._counts,
+            logprobs=self._logprobs,
+            prompt_logprobs=self.prompt_logprobs,
+            errors={row: numerical_fault() for row in self._failed},
+            seconds=seconds,
+        )

@@ -1,0 +1,129 @@
+"""From slot parameters to the sampler's columns, and from its answer to per-row results.
+
+Histories and bans are derived from tokens alone, so a continuation samples as the undisturbed run would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from inference_stack.core.step import StepPlan, TokenLogprob
+from inference_stack.engine.device import CpuDevice
+from inference_stack.engine.inputs import Rows
+from inference_stack.engine.slots import SlotTables
+from inference_stack.ops.api import SampleInputs, Sampled, Scored
+
+Pairs = tuple[np.ndarray, np.ndarray]
+
+
+def _join(pieces: Sequence[np.ndarray], dtype: type) -> np.ndarray:
+    return np.concatenate([np.asarray(piece, dtype=dtype) for piece in pieces]) if pieces else np.zeros(0, dtype=dtype)
+
+
+def _histories(slots: np.ndarray, position: np.ndarray, tables: SlotTables) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(row, token, is emitted) of every known token of the rows whose choice depends on history."""
+    rows, tokens, emitted = [], [], []
+    for row, (slot, known) in enumerate(zip(slots, position, strict=True)):
+        if tables.params[slot].penalised:
+            rows.append(np.full(known, row))
+            tokens.append(tables.tokens[slot, :known].cpu().numpy())
+            emitted.append(np.arange(known) >= tables.prompt_len[slot])
+    return _join(rows, np.int64), _join(tokens, np.int64), _join(emitted, np.bool_)
+
+
+def _bans(slots: np.ndarray, position: np.ndarray, tables: SlotTables, eos: tuple[int, ...]) -> Pairs:
+    """(row, token) of stops that come too early for `min_tokens`."""
+    rows, tokens = [], []
+    for row, (slot, known) in enumerate(zip(slots, position, strict=True)):
+        params = tables.params[slot]
+        if known - tables.prompt_len[slot] < params.min_tokens:
+            stops = {*params.stop_token_ids, *(() if params.ignore_eos else eos)}
+            rows.append(np.full(len(stops), row))
+            tokens.append(np.asarray(sorted(stops)))
+    return _join(rows, np.int64), _join(tokens, np.int64)
+
+
+def _biases(slots: np.ndarray, tables: SlotTables) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(row, token, bias) of every logit bias."""
+    entries = [(row, tables.params[slot].logit_bias) for row, slot in enumerate(slots) if tables.params[slot].logit_bias]
+    rows = [np.full(len(bias), row) for row, bias in entries]
+    tokens = [np.fromiter(bias.keys(), dtype=np.int64) for _, bias in entries]
+    values = [np.fromiter(bias.values(), dtype=np.float32) for _, bias in entries]
+    return _join(rows, np.int64), _join(tokens, np.int64), _join(values, np.float32)
+
+
+def _tops(slots: np.ndarray, tables: SlotTables) -> np.ndarray:
+    wanted = [tables.params[slot].logprobs for slot in slots]
+    return np.asarray([-1 if count is None else count for count in wanted], dtype=np.int64)
+
+
+def sample_inputs(
+    plan: StepPlan, rows: Rows, tables: SlotTables, eos: tuple[int, ...], vocab_size: int, device: CpuDevice
+) -> SampleInputs:
+    """The sampler's columns for a plan, one entry per sampled position."""
+    row, _, position = rows.sampled()
+    slots = rows.slots[row]
+    columns = {name: values[slots] for name, values in tables.floats.items()}
+    top_k, tops = tables.top_k[slots], _tops(slots, tables)
+    history, bias, bans = _histories(slots, position, tables), _biases(slots, tables), _bans(slots, position, tables, eos)
+    filtered = (top_k > 0) & (top_k < vocab_size) | (columns["top_p"] < 1) | (columns["min_p"] > 0)
+    up = device.upload
+    return SampleInputs(
+        temperature_S=up(columns["temperature"]),
+        top_k_S=up(top_k),
+        top_p_S=up(columns["top_p"]),
+        min_p_S=up(columns["min_p"]),
+        repetition_S=up(columns["repetition_penalty"]),
+        presence_S=up(columns["presence_penalty"]),
+        frequency_S=up(columns["frequency_penalty"]),
+        seed_S=up(tables.seed[slots].view(np.int64)),
+        choice_S=up(tables.choice[slots]),
+        position_S=up(position),
+        top_S=up(tops),
+        history_row=up(history[0]),
+        history_token=up(history[1]),
+        history_is_output=up(history[2]),
+        bias_row=up(bias[0]),
+        bias_token=up(bias[1]),
+        bias_value=up(bias[2]),
+        banned_row=up(bans[0]),
+        banned_token=up(bans[1]),
+        allowed_SW=None if plan.grammar is None else up(plan.grammar[row].view(np.int32)),
+        any_random=bool((columns["temperature"] > 0).any()),
+        any_filtered=bool((filtered & (columns["temperature"] > 0)).any()),
+        max_top=int(tops.max(initial=-1)),
+    )
+
+
+def accepted(plan: StepPlan, rows: Rows, tokens: np.ndarray) -> np.ndarray:
+    """How many of each row's sampled tokens stand: a draft stands if it equals the token sampled in its place, and the first
+    sample after the last standing draft stands too. int32 [R]."""
+    counts = rows.samples.astype(np.int32)
+    if plan.drafts is None:
+        return counts
+    for row, drafts in enumerate(plan.drafts):
+        drafts = drafts[drafts >= 0]
+        mine = tokens[rows.cu_s[row] : rows.cu_s[row + 1]]
+        wrong = np.flatnonzero(drafts != mine[: len(drafts)]) if len(mine) else ()
+        if len(wrong):
+            counts[row] = wrong[0] + 1
+    return counts
+
+
+def token_logprobs(tokens: np.ndarray, scores: Sampled | Scored, wanted: np.ndarray) -> dict[int, TokenLogprob]:
+    """Log-probabilities by sampled position, for those where `wanted` ≥ 0 alternatives are asked for."""
+    logprob, rank, top_ids, top_logprobs = scores.logprob_S, scores.rank_S, scores.top_ids_SK, scores.top_logprobs_SK
+    if logprob is None or rank is None or top_ids is None or top_logprobs is None:
+        return {}
+    columns = (logprob.tolist(), rank.tolist(), top_ids.tolist(), top_logprobs.tolist())
+    return {
+        at: TokenLogprob(
+            token=int(tokens[at]),
+            logprob=columns[0][at],
+            rank=columns[1][at],
+            top=tuple(zip(columns[2][at][: wanted[at]], columns[3][at][: wanted[at]], strict=True)),
+        )
+        for at in np.flatnonzero(wanted >= 0)
+    }

@@ -1,0 +1,173 @@
+"""The worker process: one device, its models, and the loop that steps them.
+
+    reader thread ─▶ inbox ─▶ loop: take messages, step the core, send one report ─▶ socket ◀─ heartbeat thread
+
+It lives as long as its node: when the socket closes, it exits. Whatever it cannot handle ends it with a non-zero status, and
+the node starts another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import queue
+import socket
+import sys
+import threading
+import traceback
+from typing import TYPE_CHECKING
+
+from inference_stack.core.errors import SERVER_ERROR, ErrorInfo, InferenceError
+from inference_stack.core.seams import LinkClosed, SystemClock
+from inference_stack.wire.channel import Channel
+from inference_stack.wire.deadlines import arrived
+from inference_stack.wire.messages import (
+    WIRE_VERSION,
+    Abort,
+    Configure,
+    Drain,
+    Fatal,
+    Heartbeat,
+    Hello,
+    StepReport,
+    Submit,
+    ToWorker,
+)
+
+if TYPE_CHECKING:
+    from inference_stack.engine.core import EngineCore
+
+HEARTBEATS_PER_LIMIT = 8
+"""A healthy worker beats this many times within the silence that would get it killed."""
+
+
+class Worker:
+    """The loop around an `EngineCore`."""
+
+    def __init__(self, core: EngineCore, channel: Channel, inbox: queue.SimpleQueue[ToWorker], check: bool) -> None:
+        self._core = core
+        self._channel = channel
+        self._inbox = inbox
+        self._check = check
+        self._clock = SystemClock()
+        self._draining = False
+        self.busy = False
+
+    @property
+    def steps(self) -> int:
+        """Steps retired so far."""
+        return self._core.steps
+
+    def run(self) -> None:
+        """Serve until drained. Raises `LinkClosed` when the node is gone, and whatever the engine raises."""
+        while not (self._draining and not self._core.has_work):
+            self._take_messages()
+            if self._core.has_work:
+                self.busy = True
+                deltas = self._core.step()
+                self._channel.send(StepReport(deltas=deltas, stats=self._core.stats()))
+
+    def _take_messages(self) -> None:
+        """Handle what has arrived; when there is nothing to compute, wait for the next message."""
+        if not self._core.has_work and self._inbox.empty():
+            self._fall_idle()
+            self._handle(self._inbox.get())
+        while not self._inbox.empty():
+            self._handle(self._inbox.get())
+
+    def _fall_idle(self) -> None:
+        if self.busy and self._check:
+            self._core.check()
+        if self.busy:
+            self._channel.send(StepReport(deltas=(), stats=self._core.stats()))
+        self.busy = False
+
+    def _handle(self, message: ToWorker) -> None:
+        match message:
+            case Submit(requests=requests):
+                now = self._clock.now()
+                for request in requests:
+                    self._core.add(arrived(request, now))
+            case Abort(request_ids=request_ids):
+                for request_id in request_ids:
+                    self._core.abort(request_id)
+            case Drain():
+                self._draining = True
+            case Configure():
+                raise ValueError("a worker is configured once")
+
+
+def _read(channel: Channel, inbox: queue.SimpleQueue[ToWorker]) -> None:
+    """Reader thread. Without a node there is nothing to live for, even in the middle of a step."""
+    try:
+        while True:
+            inbox.put(channel.receive())
+    except LinkClosed:
+        os._exit(0)
+
+
+def _beat(channel: Channel, worker: list[Worker], seconds: float) -> None:
+    """Heartbeat thread. `worker` is empty until the models are loaded."""
+    stop = threading.Event()
+    try:
+        while not stop.wait(seconds):
+            beat = Heartbeat(steps=worker[0].steps, busy=worker[0].busy) if worker else Heartbeat(steps=0, busy=False)
+            channel.send(beat)
+    except LinkClosed:
+        return
+
+
+def serve(channel: Channel, clock: SystemClock, started: float) -> None:
+    """A worker's life: hello, configuration, models, then the loop."""
+    channel.send(Hello(wire_version=WIRE_VERSION, pid=os.getpid(), device="cpu"))
+    first = channel.receive()
+    if not isinstance(first, Configure):
+        raise ValueError(f"expected Configure, got {type(first).__name__}")
+    inbox: queue.SimpleQueue[ToWorker] = queue.SimpleQueue()
+    worker: list[Worker] = []
+    threading.Thread(target=_read, args=(channel, inbox), daemon=True).start()
+    from inference_stack.config.tree import from_plain
+    from inference_stack.engine.startup import Startup
+
+    config = from_plain(first.config)
+    pause = config.node.heartbeat_seconds / HEARTBEATS_PER_LIMIT
+    threading.Thread(target=_beat, args=(channel, worker, pause), daemon=True).start()
+    core, ready = Startup(config, clock, started).run()
+    worker.append(Worker(core, channel, inbox, config.engine.check_integrity))
+    channel.send(ready)
+    worker[0].run()
+
+
+def _process_start(clock: SystemClock) -> float:
+    """When this process began, on the monotonic clock: interpreter start-up belongs to the ledger too."""
+    try:
+        with open("/proc/self/stat") as stat:
+            ticks = int(stat.read().rpartition(")")[2].split()[19])
+    except OSError:
+        return clock.now()
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def main() -> int:
+    """Entry of the worker process: `--fd` is an inherited, connected unix socket."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--fd", type=int, required=True)
+    clock = SystemClock()
+    channel = Channel(socket.socket(fileno=parser.parse_args().fd))
+    try:
+        serve(channel, clock, _process_start(clock))
+    except LinkClosed:
+        return 0
+    except InferenceError as error:
+        channel.send(Fatal(error=error.info))
+        return 1
+    except Exception as error:
+        traceback.print_exc()
+        info = ErrorInfo(message=f"{type(error).__name__}: {error}", type=SERVER_ERROR, code="worker_failed", status=500)
+        channel.send(Fatal(error=info))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,1 +1,1 @@
-"""One typed tree of settings, from YAML, environment and flags. A field's help text is its CLI help and its documentation."""
+"""One typed tree of settings, from YAML, environment and flags. A field's text is its CLI help and its documentation."""

@@ -5,18 +5,12 @@ Anything that can be derived is derived (0 or "auto" means: derive and print it)
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-
-def knob(default: Any, help: str) -> Any:
-    """A documented setting."""
-    return field(default=default, metadata={"help": help})
-
-
-def section(factory: Any, help: str) -> Any:
-    """A documented group of settings."""
-    return field(default_factory=factory, metadata={"help": help})
+from inference_stack.config.build import build, flatten
+from inference_stack.config.schema import knob, section
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,26 +18,38 @@ class ServerConfig:
     """The HTTP server."""
 
     host: str = knob("127.0.0.1", "Address to listen on.")
-    port: int = knob(8000, "Port to listen on.")
-    max_queue: int = knob(512, "Completions that may wait, beyond those running, before requests are refused with 429.")
-    max_body_mb: float = knob(8.0, "Largest request body accepted, in MiB.")
-    max_choices: int = knob(128, "Largest `n` (and number of prompts times n) of one request.")
-    drain_seconds: float = knob(30.0, "On SIGTERM, how long streams may go on before they are ended.")
-    comment_seconds: float = knob(10.0, "A stream silent for this long gets an SSE comment, so that proxies keep it open.")
+    port: int = knob(8000, "Port to listen on; 0 takes a free one.", low=0, high=65535)
+    max_queue: int = knob(
+        512, "Completions that may wait, beyond those running, before requests are refused with 429.", low=0
+    )
+    max_body_mb: float = knob(8.0, "Largest request body accepted, in MiB.", low=0)
+    max_choices: int = knob(128, "Largest `n` (and number of prompts times n) of one request.", low=1)
+    drain_seconds: float = knob(30.0, "On SIGTERM, how long streams may go on before they are ended.", low=0)
+    comment_seconds: float = knob(
+        10.0, "A stream silent for this long gets an SSE comment, so that proxies keep it open.", low=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """The batch engine of each model."""
 
-    max_running: int = knob(64, "Completions decoded at once.")
-    max_batch_tokens: int = knob(512, "Query tokens of one step: decode tokens and prompt chunks together.")
-    max_model_len: int = knob(0, "Longest sequence (prompt and completion) in tokens; 0 derives it from model and memory.")
-    kv_memory: str = knob("auto", "Memory for KV blocks of all models of a device, such as 2GiB; auto derives it.")
-    kv_dtype: str = knob("float32", "How KV is stored: float32, bfloat16 or float16.")
+    max_running: int = knob(64, "Completions decoded at once.", low=1)
+    max_batch_tokens: int = knob(512, "Query tokens of one step: decode tokens and prompt chunks together.", low=1)
+    max_model_len: int = knob(
+        0, "Longest sequence (prompt and completion) in tokens; 0 derives it from model and memory.", low=0
+    )
+    kv_memory: str = knob(
+        "auto", "Memory for KV blocks of all models of a device, such as 2GiB; auto derives it.", size=True
+    )
+    kv_dtype: str = knob(
+        "float32", "How KV is stored: float32, bfloat16 or float16.", choices=("float32", "bfloat16", "float16")
+    )
     prefix_cache: bool = knob(True, "Keep finished KV blocks and reuse them for requests with the same beginning.")
-    pipeline_depth: int = knob(0, "Steps planned ahead of the results: 0, 1 or 2.")
-    itl_target_ms: float = knob(0.0, "Keep prompt chunks small enough that running streams see a token this often; 0 is off.")
+    pipeline_depth: int = knob(0, "Steps planned ahead of the results: 0, 1 or 2.", low=0, high=2)
+    itl_target_ms: float = knob(
+        0.0, "Keep prompt chunks small enough that running streams see a token this often; 0 is off.", low=0
+    )
     check_integrity: bool = knob(True, "Verify the KV bookkeeping whenever an engine falls idle.")
 
 
@@ -51,18 +57,24 @@ class EngineConfig:
 class NodeConfig:
     """The agent of this machine and its workers."""
 
-    threads: int = knob(0, "CPU threads of a worker; 0 uses every core this process may run on.")
-    heartbeat_seconds: float = knob(5.0, "A worker silent for this long is taken for hung, killed and replaced.")
-    step_seconds: float = knob(60.0, "A worker whose step lasts longer than this is taken for hung.")
-    start_seconds: float = knob(600.0, "A worker that is not ready after this long has failed.")
-    max_start_failures: int = knob(3, "Give up after a worker failed to become ready this many times in a row.")
+    threads: int = knob(0, "CPU threads of a worker; 0 uses every core this process may run on.", low=0)
+    heartbeat_seconds: float = knob(
+        5.0, "A worker silent for this long is taken for hung, killed and replaced.", low=0.1
+    )
+    step_seconds: float = knob(60.0, "A worker whose step lasts longer than this is taken for hung.", low=0.1)
+    start_seconds: float = knob(600.0, "A worker that is not ready after this long has failed.", low=0.1)
+    max_start_failures: int = knob(3, "Give up after a worker failed to become ready this many times in a row.", low=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
     """Logs, on standard error."""
 
-    level: str = knob("info", "Least important level shown: debug, info, warning or error.")
+    level: str = knob(
+        "info",
+        "Least important level shown: debug, info, warning or error.",
+        choices=("debug", "info", "warning", "error"),
+    )
     json: bool = knob(False, "One JSON object per line instead of text.")
 
 
@@ -82,5 +94,17 @@ class Config:
     server: ServerConfig = section(ServerConfig, "The HTTP server.")
     engine: EngineConfig = section(EngineConfig, "The batch engine of each model.")
     node: NodeConfig = section(NodeConfig, "The agent of this machine and its workers.")
-    log: LogConfig = section(LogConfig, "Logs.")
+    log: LogConfig = section(LogConfig, "Logs.", prefix=True)
     cache_dir: str = knob("", "Where downloaded models are kept; empty is ~/.cache/inference-stack.")
+
+
+def to_plain(config: Config) -> dict[str, Any]:
+    """The tree as mappings, lists and scalars, for YAML and for messages."""
+    plain = asdict(config)
+    plain["models"] = list(plain["models"])
+    return plain
+
+
+def from_plain(plain: Mapping[str, Any], origin: str = "configuration") -> Config:
+    """The tree that `to_plain` took apart. Raises `InferenceError` for an unknown setting or a value of the wrong type."""
+    return build(Config, flatten(Config, plain, origin))

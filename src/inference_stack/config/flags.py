@@ -1,0 +1,28 @@
+"""Flags: each scalar setting's name on the command line, derived from its place in the tree."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import cache
+
+from inference_stack.config.schema import Knob, entry_type, knobs, sections
+from inference_stack.config.tree import Config
+
+
+@cache
+def flags() -> dict[str, Knob]:
+    """Every setting that has a flag, by its flag: the last part of its path, with the section before it where that is needed."""
+    scalar = [knob for knob in knobs(Config) if entry_type(knob.type) is None]
+    count = Counter(knob.path[-1] for knob in scalar)
+    prefixed = {name for name, declared in sections(Config).items() if declared.metadata.get("prefix")}
+    return {_name(knob, count[knob.path[-1]] > 1 or knob.path[0] in prefixed): knob for knob in scalar}
+
+
+def _name(knob: Knob, whole: bool) -> str:
+    return "--" + "-".join(knob.path if whole else knob.path[-1:]).replace("_", "-")
+
+
+def flag_of(knob: Knob) -> str:
+    """A scalar setting's flag, as it is written; `--x/--no-x` for one that is true or false."""
+    name = next(flag for flag, other in flags().items() if other.path == knob.path)
+    return f"{name}/--no-{name[2:]}" if knob.type is bool else name

@@ -1,1 +1,4 @@
-"""Pure decisions: ordering, admission, budgets, the step-time model. No I/O, no clock, no torch."""
+"""Pure decisions: who goes first, how much prompt a step may carry, how long a step takes, who is let in.
+
+Functions and small state machines over numbers. Knows nothing of clocks, I/O, torch, or of how its answers are carried out.
+"""

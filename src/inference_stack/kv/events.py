@@ -1,0 +1,70 @@
+"""What the prefix cache holds, as a numbered stream: stored, removed, cleared; and snapshots to start from.
+
+A listener that takes a snapshot and applies every later event, or notices a gap and takes another snapshot, knows exactly
+which blocks are cached. Knows nothing of sockets; publishing the stream is somebody else's work.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Literal, NamedTuple
+
+Kind = Literal["stored", "removed", "cleared"]
+
+
+class KvEvent(NamedTuple):
+    """One change. `parent` and `tokens` are given for `stored`; `cleared` empties every group."""
+
+    sequence: int
+    kind: Kind
+    group: int = 0
+    block_hash: bytes = b""
+    parent: bytes = b""
+    tokens: tuple[int, ...] = ()
+
+
+class Snapshot(NamedTuple):
+    """All (group, hash) that were held after event `sequence`."""
+
+    sequence: int
+    held: frozenset[tuple[int, bytes]]
+
+
+class EventLog:
+    """The last `capacity` events. Sequence numbers start at 1 and have no gaps."""
+
+    def __init__(self, capacity: int = 4096) -> None:
+        self.sequence = 0
+        self._buffer: deque[KvEvent] = deque(maxlen=capacity)
+
+    def stored(self, group: int, block_hash: bytes, parent: bytes, tokens: tuple[int, ...]) -> None:
+        """A block can be found under `block_hash` from now on."""
+        self.sequence += 1
+        self._buffer.append(KvEvent(self.sequence, "stored", group, block_hash, parent, tokens))
+
+    def removed(self, group: int, block_hash: bytes) -> None:
+        """The block is forgotten."""
+        self.sequence += 1
+        self._buffer.append(KvEvent(self.sequence, "removed", group, block_hash))
+
+    def cleared(self) -> None:
+        """Everything is forgotten."""
+        self.sequence += 1
+        self._buffer.append(KvEvent(self.sequence, "cleared"))
+
+    def since(self, sequence: int) -> list[KvEvent] | None:
+        """Events after `sequence`, or None when some of them are no longer buffered (take a snapshot then)."""
+        missing = self.sequence - sequence
+        if missing < 0 or missing > len(self._buffer):
+            return None
+        return [event for event in self._buffer if event.sequence > sequence]
+
+
+def apply(held: set[tuple[int, bytes]], event: KvEvent) -> None:
+    """What a listener does with one event, in sequence."""
+    if event.kind == "cleared":
+        held.clear()
+    elif event.kind == "stored":
+        held.add((event.group, event.block_hash))
+    else:
+        held.remove((event.group, event.block_hash))

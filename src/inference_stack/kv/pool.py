@@ -1,0 +1,308 @@
+"""The blocks of one (model, group): reference counts, the free lists, fences, and what is evicted first.
+
+    take ──▶ USED ──last reference──▶ FENCED ──its step retired──▶ FREE (content forgotten)
+               ▲                         │ hit                  └─▶ CACHED (content remembered, may be evicted)
+               └────────── hit ──────────┴──────────────────────────┘
+
+Eviction is GreedyDual in O(1). A cached block's key is clock + weight; the least key goes first and becomes the clock. The
+weight doubles with the logarithm of how often the block was hit: a block's hits are never fewer than those of the blocks
+behind it, so a prefix never goes before what depends on it; among equals the least recently used goes first, and a request
+releases its deepest blocks first. (Weighting by depth itself would be wrong: losing a block loses all that follow it.)
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from inference_stack.kv.lists import LinkedLists
+from inference_stack.kv.slabs import SlabPool
+
+FREE: Final = 0
+USED: Final = 1
+FENCED: Final = 2
+CACHED: Final = 3
+ABSENT: Final = 4
+STATE_NAMES: Final = ("free", "used", "fenced", "cached", "absent")
+
+CLASSES: Final = 4
+"""Weight classes: hit never, once, 2-3 times, more often; weights 1, 2, 4, 8."""
+FREE_LIST: Final = CLASSES
+
+
+class BlockPool:
+    """Blocks of one group, in slabs taken from the shared pool on demand and given back when empty.
+
+    `evicted(hash)` is called when a cached block's content is forgotten.
+    """
+
+    def __init__(
+        self, name: str, blocks_per_slab: int, slabs: SlabPool, principal: object, evicted: Callable[[bytes], None]
+    ) -> None:
+        size = slabs.geometry.slab_count * blocks_per_slab
+        self.name = name
+        self.principal = principal
+        self.blocks_per_slab = blocks_per_slab
+        self._slabs = slabs
+        self._evicted = evicted
+        self._lists = LinkedLists(size, CLASSES + 1)
+        self._state = bytearray([ABSENT]) * size
+        self._refs = [0] * size
+        self._hash: dict[int, bytes] = {}
+        self._hits: dict[int, int] = {}
+        self._key = [0] * size
+        self._fence = [-1] * size
+        self._fences: deque[tuple[int, list[int]]] = deque()
+        self._clock = 0
+        self._live: dict[int, int] = {}
+        self._cached: dict[int, int] = {}
+        self._tally = [0] * 4
+
+    # -- numbers
+
+    @property
+    def free(self) -> int:
+        """Blocks of owned slabs that hold nothing."""
+        return self._tally[FREE]
+
+    @property
+    def used(self) -> int:
+        """Blocks with references."""
+        return self._tally[USED]
+
+    @property
+    def fenced(self) -> int:
+        """Blocks without references that a step in flight may still touch."""
+        return self._tally[FENCED]
+
+    @property
+    def cached(self) -> int:
+        """Blocks without references whose content is remembered."""
+        return self._tally[CACHED]
+
+    @property
+    def total(self) -> int:
+        """Blocks of all slabs this pool owns now."""
+        return len(self._live) * self.blocks_per_slab
+
+    def refs(self, block: int) -> int:
+        """References to the block."""
+        return self._refs[block]
+
+    def hash_of(self, block: int) -> bytes | None:
+        """What the block is remembered as."""
+        return self._hash.get(block)
+
+    def obtainable(self) -> int:
+        """Blocks that could be taken now; other groups compete for part of them."""
+        return self.free + self.cached + self._slabs.obtainable(self) * self.blocks_per_slab
+
+    def reaches(self, count: int) -> bool:
+        """Whether `count` blocks could be taken now. Looks at other pools' slabs only when it must."""
+        own = self._tally[FREE] + self._tally[CACHED]
+        return own >= count or own + self._slabs.obtainable(self) * self.blocks_per_slab >= count
+
+    # -- life of a block
+
+    def take(self) -> int | None:
+        """One block with one reference: free, else from a fresh slab, else evicted here, else from a reclaimed slab."""
+        block = self._lists.head(FREE_LIST)
+        if block == -1:
+            block = self._make_room()
+            if block == -1:
+                return None
+        self._lists.remove(block)
+        self._move(block, USED)
+        self._refs[block] = 1
+        return block
+
+    def hit(self, block: int) -> None:
+        """One more reference to a remembered block."""
+        if self._refs[block] == 0:
+            if self._state[block] == CACHED:
+                self._lists.remove(block)
+            elif self._state[block] != FENCED:
+                raise RuntimeError(f"{self.name}: hit on block {block}, which is {STATE_NAMES[self._state[block]]}")
+            self._move(block, USED)
+        self._refs[block] += 1
+        self._hits[block] = self._hits.get(block, 0) + 1
+
+    def release(self, block: int, fence: int | None) -> None:
+        """One reference less. The last one leaves the block fenced until step `fence` has retired (None: idle at once).
+
+        Raises `RuntimeError` on a block without references (a double free).
+        """
+        if self._refs[block] <= 0:
+            raise RuntimeError(f"{self.name}: block {block} was freed twice")
+        self._refs[block] -= 1
+        if self._refs[block]:
+            return
+        if fence is None:
+            self._idle(block)
+            return
+        self._move(block, FENCED)
+        self._fence[block] = fence
+        if not self._fences or self._fences[-1][0] != fence:
+            self._fences.append((fence, []))
+        self._fences[-1][1].append(block)
+
+    def retire(self, step: int) -> None:
+        """Step `step` has retired: what was fenced by it, or by an earlier one, may be used again."""
+        while self._fences and self._fences[0][0] <= step:
+            fence, blocks = self._fences.popleft()
+            for block in blocks:
+                if self._state[block] == FENCED and self._fence[block] == fence:
+                    self._idle(block)
+
+    def remember(self, block: int, content: bytes) -> None:
+        """The used block's content is final and may be found again under `content`."""
+        if self._refs[block] <= 0:
+            raise RuntimeError(f"{self.name}: block {block} is remembered without being used")
+        self._hash[block] = content
+        self._hits[block] = 0
+
+    def forget_all(self) -> list[bytes]:
+        """Forget every remembered content, cached or in use; returns the hashes. Not reported through `evicted`."""
+        hashes = list(self._hash.values())
+        self._hash.clear()
+        self._hits.clear()
+        for k in range(CLASSES):
+            for block in self._lists.members(k):
+                self._lists.remove(block)
+                self._set_free(block)
+        for slab in list(self._live):
+            self._give_back_if_empty(slab)
+        return hashes
+
+    # -- slabs
+
+    def slab_load(self, slab: int) -> tuple[int, int]:
+        """Blocks of the slab that are used or fenced, and blocks that are only cached."""
+        return self._live[slab], self._cached[slab]
+
+    def surrender(self, slab: int) -> None:
+        """Evict what is cached in the slab and forget it."""
+        if self._live[slab]:
+            raise RuntimeError(f"{self.name}: slab {slab} was reclaimed with {self._live[slab]} blocks in use")
+        for block in self._slab_blocks(slab):
+            if self._state[block] == CACHED:
+                self._forget(block)
+            self._lists.remove(block)
+            self._tally[self._state[block]] -= 1
+            self._state[block] = ABSENT
+        del self._live[slab], self._cached[slab]
+
+    # -- integrity
+
+    def check(self, expected: dict[int, int] | None = None) -> None:
+        """free + cached + used + fenced == total, and every block is where its state says. Raises `RuntimeError`.
+
+        `expected` gives the references that the block tables hold: a difference is a leak or a double free.
+        """
+        self._check_tallies()
+        self._check_slabs()
+        linked = {block: CACHED for k in range(CLASSES) for block in self._lists.members(k)}
+        linked |= dict.fromkeys(self._lists.members(FREE_LIST), FREE)
+        for slab in self._live:
+            for block in self._slab_blocks(slab):
+                self._check_block(block, linked.get(block))
+                if expected is not None and self._refs[block] != expected.get(block, 0):
+                    raise RuntimeError(
+                        f"{self.name}: block {block} has {self._refs[block]} references, "
+                        f"but block tables hold {expected.get(block, 0)}"
+                    )
+
+    def _check_tallies(self) -> None:
+        counted = [self._state.count(state) for state in (FREE, USED, FENCED, CACHED)]
+        if counted != self._tally or sum(counted) != self.total:
+            names = ", ".join(f"{name} {n}" for name, n in zip(STATE_NAMES, counted, strict=False))
+            raise RuntimeError(f"{self.name}: blocks do not add up: {names}; tally {self._tally}; total {self.total}")
+
+    def _check_slabs(self) -> None:
+        for slab, live in self._live.items():
+            if self._slabs.owner(slab) is not self:
+                raise RuntimeError(f"{self.name}: uses slab {slab}, which it does not own")
+            states = [self._state[block] for block in self._slab_blocks(slab)]
+            counted = (states.count(USED) + states.count(FENCED), states.count(CACHED))
+            if counted != (live, self._cached[slab]):
+                raise RuntimeError(f"{self.name}: slab {slab} counts {(live, self._cached[slab])}, holds {counted}")
+
+    def _check_block(self, block: int, linked: int | None) -> None:
+        state = self._state[block]
+        if (self._refs[block] > 0) != (state == USED):
+            raise RuntimeError(f"{self.name}: block {block} is {STATE_NAMES[state]} with {self._refs[block]} references")
+        if linked != (state if state in (FREE, CACHED) else None):
+            raise RuntimeError(f"{self.name}: block {block} is {STATE_NAMES[state]} but in the wrong list")
+        if state == CACHED and block not in self._hash:
+            raise RuntimeError(f"{self.name}: block {block} is cached without content")
+
+    # -- inside
+
+    def _slab_blocks(self, slab: int) -> range:
+        return range(slab * self.blocks_per_slab, (slab + 1) * self.blocks_per_slab)
+
+    def _move(self, block: int, state: int) -> None:
+        """Change state and keep the tallies of the pool and of the slab."""
+        before = self._state[block]
+        slab = block // self.blocks_per_slab
+        self._tally[before] -= 1
+        self._tally[state] += 1
+        self._live[slab] += (state in (USED, FENCED)) - (before in (USED, FENCED))
+        self._cached[slab] += (state == CACHED) - (before == CACHED)
+        self._state[block] = state
+
+    def _idle(self, block: int) -> None:
+        """A block without references that nothing in flight touches: cached when remembered, else free."""
+        if block not in self._hash:
+            self._set_free(block)
+            self._give_back_if_empty(block // self.blocks_per_slab)
+            return
+        weight_class = min(self._hits[block].bit_length(), CLASSES - 1)
+        self._key[block] = self._clock + (1 << weight_class)
+        self._move(block, CACHED)
+        self._lists.push(weight_class, block)
+
+    def _set_free(self, block: int) -> None:
+        self._move(block, FREE)
+        self._lists.push(FREE_LIST, block)
+
+    def _make_room(self) -> int:
+        """A block that is now in the free list, or -1. Own cached content goes before another pool's."""
+        if self._slabs.free == 0 and self.cached:
+            return self._evict()
+        slab = self._slabs.take(self)
+        if slab is None:
+            return self._evict() if self.cached else -1
+        self._live[slab] = self._cached[slab] = 0
+        for block in self._slab_blocks(slab):
+            self._state[block] = FREE
+            self._lists.push(FREE_LIST, block)
+        self._tally[FREE] += self.blocks_per_slab
+        return slab * self.blocks_per_slab
+
+    def _evict(self) -> int:
+        """Forget the cached block of least key; it is free now."""
+        heads = [head for head in map(self._lists.head, range(CLASSES)) if head != -1]
+        block = min(heads, key=self._key.__getitem__)
+        self._clock = self._key[block]
+        self._lists.remove(block)
+        self._forget(block)
+        self._set_free(block)
+        return block
+
+    def _forget(self, block: int) -> None:
+        del self._hits[block]
+        self._evicted(self._hash.pop(block))
+
+    def _give_back_if_empty(self, slab: int) -> None:
+        if self._live[slab] or self._cached[slab]:
+            return
+        self.surrender(slab)
+        self._slabs.give_back(slab, self)
+
+
+def release_all(pool: BlockPool, blocks: Iterable[int], fence: int | None) -> None:
+    """Release several blocks, in order."""
+    for block in blocks:
+        pool.release(block, fence)

@@ -1,0 +1,280 @@
+"""What a decoder-only model looks like, whoever wrote the file: `ModelConfig`, and its reading from Hugging Face's
+config.json.
+
+Everything that a supported architecture cannot honour is refused here by name, so that no option of a checkpoint is
+silently ignored. Knows configuration keys; it knows no tensor and no file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from inference_stack.core.errors import unsupported_model
+from inference_stack.ops.api import Activation
+
+Raw = Mapping[str, Any]
+RopeKind = Literal["default", "linear", "llama3", "yarn"]
+
+ROPE_KINDS = ("default", "linear", "llama3", "yarn")
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_tanh": "gelu_tanh",
+}
+HF_ARCHITECTURES = {
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+    "Gemma3ForCausalLM": "gemma3",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RopeConfig:
+    """Rotary position embedding and how it was stretched.
+
+    `factor` is the stretch; `original_positions` the context the model was pre-trained with (llama3, yarn);
+    `attention_factor` None is derived from `factor` (yarn). `divisors` divide each frequency, for files that carry
+    Llama 3's scaling as numbers.
+    """
+
+    theta: float = 10000.0
+    kind: RopeKind = "default"
+    factor: float = 1.0
+    original_positions: int = 0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    attention_factor: float | None = None
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float = 0.0
+    mscale_all_dim: float = 0.0
+    truncate: bool = True
+    divisors: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """A decoder's dimensions and choices. `windows[layer]` is the layer's attention window in tokens, None for full
+    attention.
+
+    `rope` turns full-attention layers and, unless there is a `window_rope`, windowed ones too. `attention_scale`
+    multiplies q·k. `eos_tokens` end a completion. `architecture` is a key of `registry.ARCHITECTURES`.
+    """
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    windows: tuple[int | None, ...]
+    max_positions: int
+    norm_eps: float
+    rope: RopeConfig
+    attention_scale: float
+    activation: Activation
+    tied: bool
+    window_rope: RopeConfig | None = None
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    eos_tokens: tuple[int, ...] = ()
+
+    @property
+    def layers(self) -> int:
+        """Number of decoder layers."""
+        return len(self.windows)
+
+
+def config_from_hf(raw: Raw, generation: Raw | None = None) -> ModelConfig:
+    """`ModelConfig` from config.json and generation_config.json. Raises `unsupported_model` naming what cannot be
+    run.
+    """
+    architecture = _architecture(raw)
+    _refuse(raw)
+    hidden, heads = integer(raw, "hidden_size"), integer(raw, "num_attention_heads")
+    head_dim = integer(raw, "head_dim", 256 if architecture == "gemma3" else hidden // heads)
+    positions = integer(raw, "max_position_embeddings")
+    rope, window_rope = _ropes(raw, architecture, positions)
+    scale_base = number(raw, "query_pre_attn_scalar", 256.0) if architecture == "gemma3" else float(head_dim)
+    config = ModelConfig(
+        architecture=architecture,
+        vocab_size=integer(raw, "vocab_size"),
+        hidden_size=hidden,
+        intermediate_size=integer(raw, "intermediate_size"),
+        heads=heads,
+        kv_heads=integer(raw, "num_key_value_heads", heads),
+        head_dim=head_dim,
+        windows=effective(_windows(raw, architecture), positions),
+        max_positions=positions,
+        norm_eps=number(raw, "rms_norm_eps", 1e-6),
+        rope=rope,
+        window_rope=window_rope,
+        attention_scale=scale_base**-0.5,
+        activation=_activation(raw, architecture),
+        tied=bool(raw.get("tie_word_embeddings", architecture == "gemma3")),
+        attention_bias=bool(raw.get("attention_bias", False)),
+        mlp_bias=bool(raw.get("mlp_bias", False)),
+        eos_tokens=_eos(generation) or _eos(raw),
+    )
+    check(config)
+    return config
+
+
+def check(config: ModelConfig) -> None:
+    """Raise `unsupported_model` for dimensions that no model can have."""
+    for name in (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "heads",
+        "kv_heads",
+        "head_dim",
+        "layers",
+        "max_positions",
+    ):
+        if getattr(config, name) < 1:
+            raise unsupported_model(f"The model's configuration gives {name} as {getattr(config, name)}.")
+    if config.heads % config.kv_heads:
+        raise unsupported_model(f"{config.heads} attention heads cannot share {config.kv_heads} KV heads evenly.")
+    if config.head_dim % 2:
+        raise unsupported_model(f"A head dimension of {config.head_dim} is odd; rotary embeddings need an even one.")
+
+
+def effective(windows: tuple[int | None, ...], positions: int) -> tuple[int | None, ...]:
+    """Windows that can ever hide a token; the others are full attention. More than one size is refused."""
+    kept = tuple(window if window is not None and window < positions else None for window in windows)
+    if len(sizes := {window for window in kept if window is not None}) > 1:
+        raise unsupported_model(f"Layers with different attention windows {sorted(sizes)} are not supported.")
+    if any(size < 1 for size in sizes):
+        raise unsupported_model(f"An attention window of {min(sizes)} tokens is not possible.")
+    return kept
+
+
+def integer(raw: Raw, key: str, default: int | None = None) -> int:
+    """A whole number, or the default where the key is missing or null. Raises naming the key."""
+    value = raw.get(key)
+    if value is None and default is not None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise unsupported_model(f"The model's configuration needs a whole number {key!r}; it has {value!r}.")
+    return value
+
+
+def number(raw: Raw, key: str, default: float | None = None) -> float:
+    """A number, or the default where the key is missing or null. Raises naming the key."""
+    value = raw.get(key)
+    if value is None and default is not None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise unsupported_model(f"The model's configuration needs a number {key!r}; it has {value!r}.")
+    return float(value)
+
+
+def _architecture(raw: Raw) -> str:
+    names = raw.get("architectures") or []
+    for name in names:
+        if name in HF_ARCHITECTURES:
+            return HF_ARCHITECTURES[name]
+    given = ", ".join(map(str, names)) or f"none named (model_type {raw.get('model_type')!r})"
+    raise unsupported_model(f"Architecture not supported: {given}. Supported: {', '.join(HF_ARCHITECTURES)}.")
+
+
+def _refuse(raw: Raw) -> None:
+    """What a checkpoint may ask for and no model here does."""
+    if (quantised := raw.get("quantization_config")) is not None:
+        method = quantised.get("quant_method", "unnamed") if isinstance(quantised, Mapping) else quantised
+        raise unsupported_model(
+            f"Checkpoints quantised with {method!r} are not supported; use an unquantised one or GGUF."
+        )
+    for key in ("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention"):
+        if raw.get(key):
+            raise unsupported_model(f"The configuration asks for {key} = {raw[key]!r}, which is not supported.")
+    if raw.get("pretraining_tp", 1) != 1:
+        raise unsupported_model("A pretraining_tp other than 1 is not supported.")
+
+
+def _activation(raw: Raw, architecture: str) -> Activation:
+    gemma = architecture == "gemma3"
+    name = raw.get("hidden_activation" if gemma else "hidden_act") or ("gelu_pytorch_tanh" if gemma else "silu")
+    if name not in ACTIVATIONS:
+        raise unsupported_model(f"Activation {name!r} is not supported. Supported: {', '.join(ACTIVATIONS)}.")
+    return ACTIVATIONS[name]
+
+
+def _eos(raw: Raw | None) -> tuple[int, ...]:
+    value = (raw or {}).get("eos_token_id")
+    if value is None:
+        return ()
+    tokens = value if isinstance(value, list) else [value]
+    return tuple(integer({"eos_token_id": token}, "eos_token_id") for token in tokens)
+
+
+def _windows(raw: Raw, architecture: str) -> tuple[int | None, ...]:
+    """Attention window of each layer, with the defaults that Hugging Face's configurations have."""
+    layers = integer(raw, "num_hidden_layers")
+    if architecture == "llama":
+        return (None,) * layers
+    window = integer(raw, "sliding_window", 4096) if raw.get("sliding_window", 4096) is not None else None
+    if architecture == "mistral":
+        return (window,) * layers
+    if architecture in ("qwen2", "qwen3") and not raw.get("use_sliding_window", False):
+        return (None,) * layers
+    return tuple(window if windowed else None for windowed in _windowed(raw, architecture, layers))
+
+
+def _windowed(raw: Raw, architecture: str, layers: int) -> list[bool]:
+    """Which layers have a window, in architectures that mix both."""
+    if (kinds := raw.get("layer_types")) is not None:
+        if len(kinds) != layers or not set(kinds) <= {"sliding_attention", "full_attention"}:
+            raise unsupported_model(f"layer_types {kinds!r} do not describe {layers} sliding or full attention layers.")
+        return [kind == "sliding_attention" for kind in kinds]
+    if architecture == "gemma3":
+        pattern = integer(raw, "sliding_window_pattern", 6)
+        return [(layer + 1) % pattern != 0 for layer in range(layers)]
+    first = integer(raw, "max_window_layers", 28)
+    return [layer >= first for layer in range(layers)]
+
+
+def _ropes(raw: Raw, architecture: str, positions: int) -> tuple[RopeConfig, RopeConfig | None]:
+    """Rope of full and of windowed layers. Old files have rope_theta and rope_scaling, new ones rope_parameters."""
+    given = dict(raw.get("rope_parameters") or {})
+    if architecture != "gemma3":
+        theta = number(raw, "rope_theta", 10000.0)
+        return rope_from_hf(given | dict(raw.get("rope_scaling") or {}), theta, positions), None
+    full = dict(given.get("full_attention") or {}) | dict(raw.get("rope_scaling") or {})
+    local = dict(given.get("sliding_attention") or {})
+    return (
+        rope_from_hf(full, number(raw, "rope_theta", 1e6), positions),
+        rope_from_hf(local, number(raw, "rope_local_base_freq", 1e4), positions),
+    )
+
+
+def rope_from_hf(raw: Raw, theta: float, positions: int) -> RopeConfig:
+    """Rope from a rope_parameters or rope_scaling object. Raises `unsupported_model` naming an unknown kind."""
+    kind = raw.get("rope_type") or raw.get("type") or "default"
+    if kind not in ROPE_KINDS:
+        raise unsupported_model(f"RoPE type {kind!r} is not supported. Supported: {', '.join(ROPE_KINDS)}.")
+    if number(raw, "partial_rotary_factor", 1.0) != 1.0:
+        raise unsupported_model("A partial_rotary_factor other than 1 is not supported.")
+    original = integer(raw, "original_max_position_embeddings", positions)
+    attention = raw.get("attention_factor")
+    return RopeConfig(
+        theta=number(raw, "rope_theta", theta),
+        kind=cast(RopeKind, kind),
+        factor=1.0 if kind == "default" else number(raw, "factor", positions / original if kind == "yarn" else None),
+        original_positions=original,
+        low_freq_factor=number(raw, "low_freq_factor", 1.0),
+        high_freq_factor=number(raw, "high_freq_factor", 4.0),
+        attention_factor=None if attention is None else number(raw, "attention_factor"),
+        beta_fast=number(raw, "beta_fast", 0.0) or 32.0,
+        beta_slow=number(raw, "beta_slow", 0.0) or 1.0,
+        mscale=number(raw, "mscale", 0.0),
+        mscale_all_dim=number(raw, "mscale_all_dim", 0.0),
+        truncate=bool(raw.get("truncate", True)),
+    )

@@ -1,0 +1,108 @@
+"""From files to a model with weights: read the configuration, build the model, stream its parameters in.
+
+    ModelFiles ── config ──▶ ModelConfig ──▶ architecture asks `Weights` for each parameter ──▶ LoadedModel
+                 source ─────────────────────────┘
+
+Knows which reader goes with which container; it knows no device and no request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from inference_stack.artifacts.files import ModelFiles, silent
+from inference_stack.artifacts.gguf import GgufFile
+from inference_stack.artifacts.revision import revision
+from inference_stack.core.errors import unsupported_model
+from inference_stack.models.api import LoadedModel, Progress
+from inference_stack.models.config import ModelConfig, config_from_hf
+from inference_stack.models.gguf_config import config_from_gguf
+from inference_stack.models.registry import ARCHITECTURES
+from inference_stack.models.sources import GgufSource, SafetensorsSource
+from inference_stack.models.weights import Weights
+
+DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+NOT_WEIGHTS = ("rope_freqs.weight",)
+
+
+def load_model(
+    files: ModelFiles,
+    dtype: torch.dtype = torch.float32,
+    progress: Progress = silent,
+    max_positions: int = 0,
+) -> LoadedModel:
+    """The model in `files` with parameters in `dtype`, on the CPU.
+
+    `max_positions` shortens the rotary tables (0: as long as the model's context). Raises `unsupported_model` naming
+    the architecture, option or tensor that cannot be honoured.
+    """
+    if dtype not in DTYPE_NAMES:
+        raise unsupported_model(f"Parameters cannot be kept as {dtype}.")
+    with _opened(files) as (config, source):
+        weights = Weights(source, dtype)
+        positions = min(max_positions or config.max_positions, config.max_positions)
+        try:
+            model = ARCHITECTURES[config.architecture](config, weights, positions)
+        except BaseException:
+            weights.abandon()
+            raise
+        weights.finish(_ignored(config, source), progress)
+        stored = source.stored_as()
+    return LoadedModel(
+        model=model,
+        architecture=config.architecture,
+        revision=revision(files),
+        quantisation=DTYPE_NAMES[dtype] if stored == DTYPE_NAMES[dtype] else f"{DTYPE_NAMES[dtype]} from {stored}",
+        weight_bytes=weights.loaded_bytes,
+        eos_tokens=config.eos_tokens,
+    )
+
+
+def read_config(files: ModelFiles) -> ModelConfig:
+    """The model's configuration alone. Raises `unsupported_model` naming what cannot be run."""
+    if files.kind == "gguf":
+        with GgufFile(files.weights[0]) as gguf:
+            return config_from_gguf(gguf)
+    raw = files.json("config.json")
+    if raw is None:
+        raise unsupported_model(f"{files.root} has no config.json.")
+    return config_from_hf(raw, files.json("generation_config.json"))
+
+
+def state_dict(files: ModelFiles) -> dict[str, Tensor]:
+    """Every weight as fp32 under Hugging Face's names and layout, to give the same weights to another
+    implementation.
+    """
+    found = {}
+    with _opened(files) as (config, source):
+        for name in source.names():
+            shape = source.shape(name)
+            if shape is None or name in NOT_WEIGHTS:
+                continue
+            found[name] = torch.empty(shape)
+            source.read(name, found[name])
+            if source.norms_hold_one and name.endswith("norm.weight"):
+                found[name] -= 1.0
+    if config.tied:
+        found["lm_head.weight"] = found["model.embed_tokens.weight"]
+    return found
+
+
+@contextmanager
+def _opened(files: ModelFiles) -> Iterator[tuple[ModelConfig, GgufSource | SafetensorsSource]]:
+    if files.kind == "safetensors":
+        yield read_config(files), SafetensorsSource(files.weights)
+        return
+    with GgufFile(files.weights[0]) as gguf:
+        config = config_from_gguf(gguf)
+        yield config, GgufSource(gguf, config)
+
+
+def _ignored(config: ModelConfig, source: GgufSource | SafetensorsSource) -> list[str]:
+    """Tensors that files carry although they follow from others: rotary tables, and a tied output matrix."""
+    tables = [name for name in source.names() if name.endswith("rotary_emb.inv_freq")]
+    return [*NOT_WEIGHTS, *tables, *(["lm_head.weight"] if config.tied else [])]

@@ -4,8 +4,9 @@
                  ▲                       │ lost with its worker
                  └───────────────────────┘ prompt + emitted go out again, as the next attempt
 
-A request present in two deaths without progress in between is a suspect: it runs alone until it emits a token, and is given
-up only if a worker dies with it alone.
+A request present in deaths without making progress in between is suspected of causing them. After two, suspects are tried
+one at a time: each is dispatched when the one before has emitted a token, and nothing else is dispatched meanwhile. After
+three, a suspect runs alone until it emits a token; it is given up only if a worker dies with it alone.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ from inference_stack.core.seams import Clock, Link, LinkClosed
 from inference_stack.core.stats import InstanceStats
 from inference_stack.core.step import TokenDelta
 from inference_stack.gateway.flight import Flight
-from inference_stack.policy.admission import DrainRate, retry_after
+from inference_stack.policy.admission import DrainRate, admit
 from inference_stack.wire.deadlines import departing
 from inference_stack.wire.messages import Abort, FromNode, Lost, ModelInfo, NodeState, StepReport, Submit, ToNode
 
 log = logging.getLogger(__name__)
 
-SUSPICIOUS_DEATHS = 2
+TRIAL_DEATHS = 2
 EXPIRY_PAUSE_SECONDS = 0.1
 
 
@@ -67,7 +68,7 @@ class Dispatcher:
         self._node: NodeState | None = None
         self._waiting: dict[str, Flight] = {}
         self._running: dict[str, Flight] = {}
-        self._alone: Flight | None = None
+        self._on_trial: Flight | None = None
         self._drain_rate = DrainRate()
         self._outbox: asyncio.Queue[ToNode] = asyncio.Queue()
         self.on_state: Callable[[NodeState], None] = observer.observe_node
@@ -97,11 +98,15 @@ class Dispatcher:
             raise unavailable(reason)
         if model not in self._models:
             raise model_not_found(model)
-        outstanding = len(self._waiting) + len(self._running)
-        running = sum(info.max_running for info in self._models.values())
-        if outstanding + completions > running + self._config.max_queue:
-            queued = max(1, outstanding + completions - running)
-            raise queue_full(retry_after(queued, self._drain_rate.per_second(self._clock.now())))
+        decision = admit(
+            outstanding=len(self._waiting) + len(self._running),
+            max_running=sum(info.max_running for info in self._models.values()),
+            max_queue=self._config.max_queue,
+            rate=self._drain_rate.per_second(self._clock.now()),
+            count=completions,
+        )
+        if not decision.admitted:
+            raise queue_full(decision.retry_after)
 
     def submit(self, request: Request) -> Flight:
         """Accept a request. It runs, or waits, until it ends or is aborted."""
@@ -122,17 +127,16 @@ class Dispatcher:
             self._abort(flight)
 
     def _dispatch(self) -> None:
-        """Send what may be sent: suspects first and alone, everything else together."""
-        if self._node is None or not self._node.ready or self._alone is not None or not self._waiting:
+        """Send what may be sent: suspects first, one by one; everything else together."""
+        if self._node is None or not self._node.ready or self._on_trial is not None or not self._waiting:
             return
-        suspect = next((flight for flight in self._waiting.values() if flight.deaths >= SUSPICIOUS_DEATHS), None)
-        if suspect is None:
-            batch = list(self._waiting.values())
-        elif self._running:
+        batch = list(self._waiting.values())
+        suspect = max(batch, key=lambda flight: flight.deaths)
+        if suspect.must_be_alone and self._running:
             return
-        else:
+        if suspect.deaths >= TRIAL_DEATHS:
             batch = [suspect]
-            self._alone = suspect
+            self._on_trial = suspect
         now = self._clock.now()
         for flight in batch:
             self._running[flight.id] = self._waiting.pop(flight.id)
@@ -145,9 +149,9 @@ class Dispatcher:
         self._released(flight)
 
     def _released(self, flight: Flight) -> None:
-        """A flight no longer needs to be alone, or is over."""
-        if self._alone is flight:
-            self._alone = None
+        """A flight is over, or acquitted."""
+        if self._on_trial is flight:
+            self._on_trial = None
         self._dispatch()
 
     async def _send(self) -> None:
@@ -184,18 +188,18 @@ class Dispatcher:
         if flight.done:
             del self._running[flight.id]
             self._drain_rate.finished(self._clock.now())
-        if flight.done or (self._alone is flight and flight.deaths == 0):
+        if flight.done or (self._on_trial is flight and flight.deaths == 0):
             self._released(flight)
 
     def _recover(self, lost: Lost) -> None:
         """Requests lost with a worker wait for the next one, in their old order and before newer ones."""
         flights = [self._running.pop(request_id) for request_id in lost.request_ids if request_id in self._running]
-        if self._alone in flights:
-            self._alone = None
+        if self._on_trial in flights:
+            self._on_trial = None
         back: dict[str, Flight] = {}
         for flight in flights:
             flight.deaths += lost.present
-            if flight.request.isolated and lost.present and flight.deaths > SUSPICIOUS_DEATHS:
+            if flight.request.isolated and lost.present and flight.deaths:
                 flight.fail(worker_crashed())
             else:
                 back[flight.id] = flight

@@ -15,6 +15,9 @@ from inference_stack.core.request import FinishReason, Request
 from inference_stack.core.step import TokenDelta
 
 
+ALONE_DEATHS = 3
+
+
 class Flight:
     """A dispatched request and its `TokenStream`.
 
@@ -34,6 +37,11 @@ class Flight:
         self._news = asyncio.Event()
 
     @property
+    def must_be_alone(self) -> bool:
+        """Whether so many workers died with it that the next one is risked on nothing else."""
+        return self.deaths >= ALONE_DEATHS
+
+    @property
     def id(self) -> str:
         """The request's id."""
         return self.request.id
@@ -45,7 +53,7 @@ class Flight:
             params = replace(params, prompt_logprobs=None)
         known = replace(self.request.continuation, params=params, emitted=tuple(self.emitted))
         self.attempts += 1
-        self.request = replace(self.request, attempt=self.attempts, isolated=self.deaths >= 2)
+        self.request = replace(self.request, attempt=self.attempts, isolated=self.must_be_alone)
         return replace(self.request, continuation=known)
 
     def take(self, delta: TokenDelta) -> None:

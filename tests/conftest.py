@@ -20,11 +20,12 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 @pytest.fixture(scope="session")
 def demo_model() -> Path:
     """The demo model's GGUF file: SmolLM2-135M-Instruct. `scripts/test` has fetched it; otherwise this does."""
+    from inference_stack.artifacts.catalogue import default_cache_dir
     from inference_stack.artifacts.resolve import resolve
     from inference_stack.core.errors import InferenceError
 
     try:
-        return resolve("smollm2").weights[0]
+        return resolve("smollm2", default_cache_dir()).weights[0]
     except InferenceError as error:
         if os.environ.get("CI"):
             raise

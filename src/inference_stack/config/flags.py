@@ -10,11 +10,11 @@ from inference_stack.config.tree import Config
 
 
 @cache
-def flags() -> dict[str, Knob]:
+def flags(tree: type = Config) -> dict[str, Knob]:
     """Every setting that has a flag, by its flag: the last part of its path, with the section before it where that is needed."""
-    scalar = [knob for knob in knobs(Config) if entry_type(knob.type) is None]
+    scalar = [knob for knob in knobs(tree) if entry_type(knob.type) is None]
     count = Counter(knob.path[-1] for knob in scalar)
-    prefixed = {name for name, declared in sections(Config).items() if declared.metadata.get("prefix")}
+    prefixed = {name for name, declared in sections(tree).items() if declared.metadata.get("prefix")}
     return {_name(knob, count[knob.path[-1]] > 1 or knob.path[0] in prefixed): knob for knob in scalar}
 
 
@@ -22,7 +22,6 @@ def _name(knob: Knob, whole: bool) -> str:
     return "--" + "-".join(knob.path if whole else knob.path[-1:]).replace("_", "-")
 
 
-def flag_of(knob: Knob) -> str:
-    """A scalar setting's flag, as it is written; `--x/--no-x` for one that is true or false."""
-    name = next(flag for flag, other in flags().items() if other.path == knob.path)
-    return f"{name}/--no-{name[2:]}" if knob.type is bool else name
+def spelled(flag: str, knob: Knob) -> str:
+    """How the flag is written: `--x/--no-x` for a setting that is true or false."""
+    return f"{flag}/--no-{flag[2:]}" if knob.type is bool else flag

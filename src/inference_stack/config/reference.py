@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from inference_stack.config.flags import flag_of
+from inference_stack.config.flags import flags, spelled
 from inference_stack.config.schema import Knob, entry_type, fields_of, knobs, sections
 from inference_stack.config.tree import Config
 
@@ -34,6 +34,8 @@ engine:
 `0` or `auto` means that the value is derived; the ledger printed at the start says from what.
 """
 
+ARGUMENTS = "the arguments of `istack serve`"
+
 
 def type_name(kind: Any) -> str:
     """A setting's type as a reader knows it."""
@@ -60,7 +62,7 @@ def shown(value: Any) -> str:
 
 
 def _row(knob: Knob) -> str:
-    flag = f"`{flag_of(knob)}`" if entry_type(knob.type) is None else "the arguments of `istack serve`"
+    flag = next((f"`{spelled(flag, known)}`" for flag, known in flags().items() if known == knob), ARGUMENTS)
     return f"| `{knob.key}` | {knob.help} | {allowed(knob)} | {shown(knob.default)} | {flag} | `{knob.env}` |"
 
 

@@ -1,0 +1,23 @@
+"""`istack serve`: hand the configuration to the composition of gateway, node and worker."""
+
+from __future__ import annotations
+
+import asyncio
+
+from inference_stack.config.tree import Config
+from inference_stack.core.errors import invalid
+
+
+def serve_models(config: Config) -> int:
+    """Serve until interrupted; the process's exit status. Raises `InferenceError` when no model is named."""
+    if not config.models:
+        raise invalid("no model is named; for example: istack serve smollm2", param="models", code="invalid_config")
+    import uvloop
+    from rich.console import Console
+
+    from inference_stack.cli.compose import serve
+    from inference_stack.cli.models import fetch
+
+    fetch((entry.model for entry in config.models), config.cache_dir)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(serve(config, Console(stderr=True)))

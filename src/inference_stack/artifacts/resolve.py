@@ -11,14 +11,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from inference_stack.artifacts import hub, package_download
-from inference_stack.artifacts.catalogue import KNOWN, KnownModel
+from inference_stack.artifacts.catalogue import KNOWN, KnownModel, default_cache_dir
 from inference_stack.artifacts.failures import download_failed, files_not_found
 from inference_stack.artifacts.files import PICKLE_SUFFIXES, ModelFiles, Progress, silent
 from inference_stack.artifacts.safetensors_files import weight_files
 from inference_stack.core.errors import unsupported_model
 
 
-def resolve(model: str, cache_dir: Path, offline: bool = False, progress: Progress = silent) -> ModelFiles:
+def resolve(
+    model: str, cache_dir: Path | None = None, offline: bool = False, progress: Progress = silent
+) -> ModelFiles:
     """The files of `model`: a known name, a directory, a .gguf file, `org/name` or `org/name:file.gguf`.
 
     Known names are cached under `cache_dir`; Hugging Face ids in the hub's own cache. Raises a typed error that says

@@ -134,6 +134,15 @@ class KvManager:
         """Whether every group on its own could take `blocks` more blocks now: necessary for `allocate`, not sufficient."""
         return all(pool.reaches(blocks) for pool in self.pools)
 
+    def soon(self, blocks: int) -> bool:
+        """Whether `reaches` will hold once the steps in flight have retired."""
+        return all(pool.reaches(blocks - pool.fenced) for pool in self.pools)
+
+    @property
+    def claiming(self) -> bool:
+        """This instance has claimed the arena."""
+        return self._slabs.claims(self)
+
     @property
     def yielding(self) -> bool:
         """Another instance has claimed the arena: start nothing new."""

@@ -231,7 +231,9 @@ class BlockPool:
     def _check_block(self, block: int, linked: int | None) -> None:
         state = self._state[block]
         if (self._refs[block] > 0) != (state == USED):
-            raise RuntimeError(f"{self.name}: block {block} is {STATE_NAMES[state]} with {self._refs[block]} references")
+            raise RuntimeError(
+                f"{self.name}: block {block} is {STATE_NAMES[state]} with {self._refs[block]} references"
+            )
         if linked != (state if state in (FREE, CACHED) else None):
             raise RuntimeError(f"{self.name}: block {block} is {STATE_NAMES[state]} but in the wrong list")
         if state == CACHED and block not in self._hash:

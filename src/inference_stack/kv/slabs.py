@@ -184,6 +184,10 @@ class SlabPool:
         if principal in self._claims:
             self._claims.remove(principal)
 
+    def claims(self, principal: object) -> bool:
+        """Whether this principal has a claim."""
+        return principal in self._claims
+
     def claimed_by_other(self, principal: object) -> bool:
         """Whether somebody else's claim comes first: then take nothing and start nothing new."""
         return bool(self._claims) and self._claims[0] is not principal

@@ -1,0 +1,254 @@
+"""Which rows the next step computes. No phases: every request's computed tokens catch up with its known tokens.
+
+One pass over running requests in policy order (decode rows as columns; only those that need a block or carry a prompt chunk
+are looked at one by one), then one over waiting requests. Decode rows are charged to the budget first. When memory runs out,
+requests later in order are preempted, so the first in order always progresses.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from inference_stack.core.request import BLOCK_TOKENS
+from inference_stack.core.seams import Proposer
+from inference_stack.core.step import IntArray, StepPlan, ints
+from inference_stack.kv.manager import blocks_for
+from inference_stack.kv.prefix import Match
+from inference_stack.policy.budget import StepBudget
+from inference_stack.policy.step_time import StepTimeFit
+from inference_stack.scheduler.entry import NO_SLOT, Entry
+from inference_stack.scheduler.rows import Rows, launch
+from inference_stack.scheduler.state import State
+
+MAX_SCAN: Final = 64
+"""Waiting requests looked at in one plan; those that wait for another's prefix are passed over."""
+
+
+Places = npt.NDArray[np.intp]
+"""Indices into the running requests."""
+BoolArray = npt.NDArray[np.bool_]
+
+
+class Planner:
+    """Chooses rows. `proposer` guesses tokens for decode rows when given."""
+
+    def __init__(self, state: State, fit: StepTimeFit, proposer: Proposer | None) -> None:
+        self._state = state
+        self._fit = fit
+        self._proposer = proposer
+
+    def plan(self, now: float) -> StepPlan | None:
+        """The next step, or None when nothing can be computed now."""
+        state = self._state
+        if not state.ordering.static:
+            state.reorder(now)
+        if state.flights and state.running and state.running[0].cornered:
+            return None
+        self._displace()
+        rows = Rows(len(state.kv.groups))
+        budget = self._running_rows(rows)
+        self._admit_waiting(rows, budget)
+        return launch(rows, state) if len(rows) else None
+
+    # -- running requests
+
+    def _running_rows(self, rows: Rows) -> StepBudget:
+        """Decode rows and prompt chunks of running requests; returns what is left of the step."""
+        state, table = self._state, self._state.table
+        order = state.order()
+        computed, limit = table.computed[order], table.limit[order]
+        total = table.known[order] + table.pending[order]
+        due = np.minimum(total, limit - 1) - computed
+        due[table.verifying[order]] = 0
+        decoding = (due == 1) & (total < limit)
+        decode = np.flatnonzero(decoding)[: state.limits.max_batch_tokens]
+        want = np.ones(len(order), np.int32)
+        self._propose(rows, order, decode, total, want)
+        budget = self._budget(len(decode), int(want[decode].sum()), int((computed + want)[decode].sum()))
+        needs_block = np.zeros(len(order), np.bool_)
+        needs_block[decode] = (computed + want > table.capacity[order])[decode]
+        chunks = (due > 0) & ~decoding
+        keep = np.ones(len(order), np.bool_)
+        running = list(state.running)
+        for place in np.flatnonzero(needs_block | chunks).tolist():
+            entry = running[place]
+            if entry.slot == NO_SLOT:
+                continue
+            if chunks[place]:
+                self._chunk(entry, int(computed[place]), int(due[place]), rows, budget)
+            else:
+                keep[place] = self._secure(entry, int(computed[place] + want[place]), rows)
+        self._keep_decode(rows, decode, order, want, keep, running)
+        return budget
+
+    def _budget(self, rows: int, tokens: int, context: int) -> StepBudget:
+        limits = self._state.limits
+        budget = StepBudget(limits.max_batch_tokens, limits.itl_target if rows else None, self._fit.model)
+        budget.charge(tokens, rows, context)
+        return budget
+
+    def _keep_decode(
+        self, rows: Rows, decode: Places, order: IntArray, want: IntArray, keep: BoolArray, running: list[Entry]
+    ) -> None:
+        """Decode rows that have their blocks and were not preempted in this pass."""
+        if len(running) != len(self._state.running):
+            keep &= np.array([entry.slot != NO_SLOT for entry in running], np.bool_)
+        kept = keep[decode]
+        rows.decode_slots = order[decode][kept]
+        rows.decode_tokens = want[decode][kept]
+        if rows.drafts is not None:
+            rows.drafts = rows.drafts[kept]
+
+    def _chunk(self, entry: Entry, start: int, due: int, rows: Rows, budget: StepBudget) -> None:
+        """As much of the prompt as the step has room for."""
+        tokens = budget.chunk(start, min(due, BLOCK_TOKENS) if entry.cornered else due)
+        if tokens > 0 and self._secure(entry, start + tokens, rows):
+            rows.add_chunk(entry.slot, tokens)
+            budget.charge_chunk(start, tokens)
+
+    def _secure(self, entry: Entry, tokens: int, rows: Rows) -> bool:
+        """Make the entry's block tables hold `tokens` tokens, preempting who ranks after it. False: not in this step."""
+        state = self._state
+        before = entry.sequence.blocks
+        missing = blocks_for(tokens) - before
+        while missing > 0 and not state.kv.allocate(entry.sequence, before + missing):
+            if self._patient(entry, missing):
+                rows.starved = True
+                return False
+            victim = state.ordering.victim(other for other in state.running if other.rank > entry.rank)
+            if victim is None:
+                rows.starved = not self._cornered(entry)
+                return False
+            state.preempt(victim)
+            entry.room_after = state.next_step - 1
+        entry.room_after = -1
+        state.table.capacity[entry.slot] = entry.sequence.blocks * BLOCK_TOKENS
+        rows.note_blocks(entry, before)
+        return True
+
+    def _patient(self, entry: Entry, missing: int) -> bool:
+        """Whether blocks that were freed already, and are still fenced, are worth waiting for before preempting anyone."""
+        state = self._state
+        if entry.room_after < 0 and state.kv.soon(missing):
+            entry.room_after = state.next_step - 1
+        return entry.room_after > state.retired
+
+    def _cornered(self, entry: Entry) -> bool:
+        """The entry cannot grow although nothing else runs here: let it start over with the whole arena."""
+        state = self._state
+        if len(state.running) > 1 or state.flights or entry.cornered:
+            return False
+        state.corner(entry)
+        return True
+
+    def _propose(self, rows: Rows, order: IntArray, decode: Places, total: IntArray, want: IntArray) -> None:
+        """Ask for drafts where every token is known and there is room; `want` becomes 1 + drafts."""
+        state, table = self._state, self._state.table
+        spare = state.limits.max_batch_tokens - len(decode)
+        if self._proposer is None or not len(decode) or spare <= 0:
+            return
+        room = np.minimum(table.limit[order] - total - 1, table.capacity[order] - table.computed[order] - 1)[decode]
+        room = np.minimum(room, state.limits.max_drafts)
+        room[table.pending[order][decode] > 0] = 0
+        room[np.cumsum(room) > spare] = 0
+        if any(entry.cornered for entry in state.running) or not room.any():
+            return
+        known = [state.running[place].tokens for place in decode.tolist()]
+        drafts = self._proposer.propose(known, ints(np.maximum(room, 0)))
+        given = np.cumprod(drafts >= 0, axis=1).sum(axis=1) if drafts.shape[1] else np.zeros(len(decode), np.int32)
+        want[decode] += np.minimum(given, np.maximum(room, 0)).astype(np.int32)
+        if drafts.shape[1]:
+            rows.drafts = np.where(np.arange(drafts.shape[1]) < (want[decode] - 1)[:, None], drafts, -1).astype(
+                np.int32
+            )
+
+    # -- waiting requests
+
+    def _displace(self) -> None:
+        """Preempt for the first waiting request as long as the policy lets it take room from a running one."""
+        state = self._state
+        if not state.waiting or not state.running or state.kv.yielding:
+            return
+        head = state.waiting[0]
+        if head.resume_after > state.retired or self._waits(head) or head.alone or state.running[0].alone:
+            return
+        while not self._could_start(head):
+            weaker = [other for other in state.running if state.ordering.displaces(head.request, other.request)]
+            victim = state.ordering.victim(weaker)
+            if victim is None:
+                return
+            state.preempt(victim)
+
+    def _could_start(self, entry: Entry) -> bool:
+        """Whether a slot and enough blocks are free, or will be when the steps in flight have retired."""
+        table = self._state.table
+        return table.free + table.fenced > 0 and self._state.kv.soon(blocks_for(len(entry.tokens)))
+
+    def _admit_waiting(self, rows: Rows, budget: StepBudget) -> None:
+        """Start waiting requests in order. Only those that wait for a prefix are passed over; the rest wait their turn."""
+        state = self._state
+        if rows.starved or state.kv.yielding or (state.running and state.running[0].alone):
+            return
+        for entry in state.waiting[:MAX_SCAN]:
+            if self._waits(entry):
+                continue
+            if budget.tokens <= 0 or not state.table.free or entry.resume_after > state.retired:
+                return
+            if entry.alone and (state.running or state.flights):
+                return
+            if not self._admit(entry, rows, budget) or entry.alone:
+                return
+
+    def _waits(self, entry: Entry) -> bool:
+        """Whether a running request is computing what this one needs next."""
+        return entry.waits_for in self._state.leaders
+
+    def _admit(self, entry: Entry, rows: Rows, budget: StepBudget) -> bool:
+        """Start one request; False when nobody after it should be tried."""
+        state, kv, sequence = self._state, self._state.kv, entry.sequence
+        match = kv.match(sequence, len(entry.tokens) if entry.reuses_prefix else 1)
+        if self._follows(entry, match):
+            return True
+        start = match.blocks * BLOCK_TOKENS
+        due = min(len(entry.tokens), entry.limit - 1) - start
+        tokens = budget.chunk(start, min(due, BLOCK_TOKENS) if entry.cornered or kv.claiming else due)
+        if tokens <= 0:
+            return False
+        if state.running and not kv.reaches(blocks_for(len(entry.tokens)) - match.blocks):
+            return False
+        kv.begin(sequence, match)
+        if not kv.allocate(sequence, blocks_for(start + tokens)):
+            kv.free(sequence)
+            if state.running or state.flights or kv.claiming:
+                return False
+            state.claim(entry)
+            return self._admit(entry, rows, budget)
+        self._enter(entry, start, tokens, rows)
+        budget.charge_chunk(start, tokens)
+        return True
+
+    def _follows(self, entry: Entry, match: Match) -> bool:
+        """Let it wait when the block it needs next is being computed by a running request."""
+        names, index = entry.sequence.names, match.blocks
+        if not entry.reuses_prefix or index >= min(len(names), (len(entry.tokens) - 1) // BLOCK_TOKENS):
+            return False
+        if names[index] not in self._state.leaders:
+            return False
+        entry.waits_for = names[index]
+        return True
+
+    def _enter(self, entry: Entry, computed: int, tokens: int, rows: Rows) -> None:
+        """The request runs: give it a slot and its first row."""
+        state = self._state
+        state.start(entry, computed)
+        if entry.cached_tokens is None:
+            entry.cached_tokens = computed
+            state.counters.prompt_tokens += entry.prompt_len
+            state.counters.prefix_queries += entry.prompt_len
+            state.counters.prefix_hits += computed
+        rows.new.append(entry.new_slot(computed))
+        rows.note_blocks(entry, 0)
+        rows.add_chunk(entry.slot, tokens)

@@ -1,0 +1,164 @@
+"""What a retired step means: tokens appended, ends recognised, errors told, blocks published, memory freed.
+
+Results come in order, up to two steps after their plan. Rows of requests that have left, or whose tokens in flight were
+voided, mean nothing. Knows nothing of how the next rows are chosen.
+"""
+
+from __future__ import annotations
+
+from itertools import compress
+
+import numpy as np
+
+from inference_stack.core.errors import ErrorInfo
+from inference_stack.core.request import BLOCK_TOKENS, FinishReason
+from inference_stack.core.step import IntArray, StepResult, TokenDelta, TokenLogprob
+from inference_stack.policy.step_time import StepTimeFit
+from inference_stack.scheduler.entry import NO_SLOT, Entry
+from inference_stack.scheduler.state import Flight, State
+
+
+class Results:
+    """Takes results in."""
+
+    def __init__(self, state: State, fit: StepTimeFit) -> None:
+        self._state = state
+        self._fit = fit
+
+    def take(self, result: StepResult) -> None:
+        """Book one retired step; its news is in `state.deltas`. Raises `ValueError` when it is not the oldest in flight."""
+        state = self._state
+        if not state.flights or state.flights[0].step != result.step:
+            expected = state.flights[0].step if state.flights else "none"
+            raise ValueError(f"result of step {result.step} came, but the oldest step in flight is {expected}")
+        flight = state.flights.popleft()
+        state.retired = flight.step
+        state.kv.retire(flight.step)
+        state.table.retire(flight.step)
+        counts = result.counts
+        short = state.table.settle(flight.slots, flight.samples, counts)
+        retired = flight.start + flight.num_tokens - short
+        told = len(state.deltas)
+        ended = self._tokens(flight, result, retired)
+        state.counters.generation_tokens += sum(len(delta.tokens) for delta in state.deltas[told:])
+        self._publish(flight, retired)
+        for entry in ended:
+            state.leave(entry)
+        if short.any():
+            self._void(flight, short)
+        self._count(flight, result)
+
+    # -- tokens
+
+    def _tokens(self, flight: Flight, result: StepResult, retired: IntArray) -> list[Entry]:
+        """Append every row's tokens and tell them; returns whose completion ended."""
+        deltas, ended, step = self._state.deltas, [], flight.step
+        special = set(result.errors) | set(result.logprobs) | set(result.prompt_logprobs)
+        rows = zip(flight.entries, result.counts.tolist(), result.tokens.tolist(), strict=True)
+        for row, (entry, count, sampled) in enumerate(rows):
+            if step <= entry.ignore_until:
+                continue
+            if count == 1 and entry.plain and row not in special:
+                tokens = entry.tokens
+                token = sampled[0]
+                tokens.append(token)
+                finish = None
+                if len(tokens) >= entry.limit or token in entry.stops:
+                    finish = entry.finish_at(len(tokens))
+                    if finish is not None:
+                        ended.append(entry)
+                deltas.append(TokenDelta(request_id=entry.id, attempt=entry.attempt, tokens=(token,), finish=finish))
+            elif row in result.errors:
+                self._fail(entry, result.errors[row])
+            elif self._row(row, entry, sampled[:count], result, flight, int(retired[row])):
+                ended.append(entry)
+        return ended
+
+    def _row(
+        self, row: int, entry: Entry, sampled: list[int], result: StepResult, flight: Flight, retired: int
+    ) -> bool:
+        """A row with anything beside one token: a first token, several, none, logprobs. True when the completion ended."""
+        first = len(entry.tokens)
+        finish = None
+        for token in sampled:
+            entry.tokens.append(token)
+            finish = entry.finish_at(len(entry.tokens))
+            if finish is not None:
+                break
+        self._keep_prompt_logprobs(entry, int(flight.start[row]), result.prompt_logprobs.get(row, ()))
+        scored = not sampled and entry.limit == entry.prompt_len and retired >= entry.limit - 1
+        finish = FinishReason.LENGTH if scored else finish
+        fresh = tuple(entry.tokens[first:])
+        if fresh or finish:
+            self._tell(entry, fresh, result.logprobs.get(row, ())[: len(fresh)], finish)
+        return finish is not None
+
+    def _tell(
+        self, entry: Entry, tokens: tuple[int, ...], logprobs: tuple[TokenLogprob, ...], finish: FinishReason | None
+    ) -> None:
+        """A delta, with what is told once if it has not been told."""
+        prompt_logprobs = None
+        if entry.prompt_logprobs is not None:
+            owed = entry.prompt_logprobs
+            prompt_logprobs = tuple(owed[place] for place in range(1, entry.prompt_len))
+            entry.prompt_logprobs = None
+        self._state.deltas.append(
+            TokenDelta(
+                request_id=entry.id,
+                attempt=entry.attempt,
+                tokens=tokens,
+                logprobs=logprobs,
+                prompt_logprobs=prompt_logprobs,
+                cached_tokens=None if entry.told_cached else entry.cached_tokens,
+                finish=finish,
+            )
+        )
+        entry.told_cached = entry.plain = True
+
+    def _keep_prompt_logprobs(self, entry: Entry, start: int, logprobs: tuple[TokenLogprob, ...]) -> None:
+        if entry.prompt_logprobs is not None:
+            for place, logprob in enumerate(logprobs, start + 1):
+                entry.prompt_logprobs[place] = logprob
+
+    def _fail(self, entry: Entry, error: ErrorInfo) -> None:
+        """This request alone has failed."""
+        self._state.leave(entry)
+        self._state.deltas.append(
+            TokenDelta(request_id=entry.id, attempt=entry.attempt, finish=FinishReason.ERROR, error=error)
+        )
+
+    # -- memory
+
+    def _publish(self, flight: Flight, retired: IntArray) -> None:
+        """Blocks that became full are remembered, and blocks that left their window freed."""
+        state = self._state
+        full = retired // BLOCK_TOKENS
+        crossed = full > state.table.published[flight.slots]
+        for entry, slot, blocks, computed in zip(
+            compress(flight.entries, crossed),
+            flight.slots[crossed].tolist(),
+            full[crossed].tolist(),
+            retired[crossed].tolist(),
+            strict=True,
+        ):
+            if entry.slot != slot or entry.slot == NO_SLOT or flight.step <= entry.ignore_until:
+                continue
+            before = entry.sequence.published
+            state.kv.publish(entry.sequence, entry.tokens, min(blocks, len(entry.tokens) // BLOCK_TOKENS))
+            state.kv.slide(entry.sequence, computed)
+            state.published(entry, before)
+
+    def _void(self, flight: Flight, short: IntArray) -> None:
+        """Rows that gave fewer tokens than were counted on, while later rows that build on those are in flight."""
+        state = self._state
+        for row in np.flatnonzero((short > 0) & (state.table.pending[flight.slots] > 0)).tolist():
+            entry = flight.entries[row]
+            if entry.slot == flight.slots[row] and flight.step > entry.ignore_until:
+                state.void(entry)
+
+    def _count(self, flight: Flight, result: StepResult) -> None:
+        counters = self._state.counters
+        counters.steps += 1
+        counters.step_seconds += result.seconds
+        context = int(flight.start.sum()) + int(flight.num_tokens.sum())
+        self._fit.observe(int(flight.num_tokens.sum()), len(flight.slots), context, result.seconds)

@@ -1,0 +1,214 @@
+"""Who waits, who runs, what is in flight; and how a request moves between these. Every transition is here, in one place.
+
+    add ──▶ WAITING ──start──▶ RUNNING ──leave──▶ gone
+               ▲                  │
+               └────preempt───────┘
+
+Knows nothing of how rows are chosen or of what results mean.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+from operator import attrgetter
+
+from inference_stack.core.request import BLOCK_TOKENS
+from inference_stack.core.step import IntArray, TokenDelta, ints
+from inference_stack.kv.manager import KvManager
+from inference_stack.policy.ordering import OrderingPolicy
+from inference_stack.scheduler.entry import FOREVER, NO_SLOT, Entry
+from inference_stack.scheduler.limits import SchedulerLimits
+from inference_stack.scheduler.table import SlotTable
+
+_rank = attrgetter("rank")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flight:
+    """A step in flight, as it was planned. Columns have one entry per row."""
+
+    step: int
+    entries: Sequence[Entry]
+    slots: IntArray
+    start: IntArray
+    num_tokens: IntArray
+    samples: IntArray
+
+
+@dataclass(slots=True)
+class Counters:
+    """Totals since the instance started."""
+
+    steps: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    preemptions: int = 0
+    step_seconds: float = 0.0
+
+
+class State:
+    """All requests of one instance."""
+
+    def __init__(self, limits: SchedulerLimits, kv: KvManager, ordering: OrderingPolicy) -> None:
+        self.limits = limits
+        self.kv = kv
+        self.ordering = ordering
+        self.table = SlotTable(limits.max_running)
+        self.entries: dict[str, Entry] = {}
+        self.waiting: list[Entry] = []
+        self.running: list[Entry] = []
+        self.flights: deque[Flight] = deque()
+        self.deltas: list[TokenDelta] = []
+        self.leaders: dict[bytes, Entry] = {}
+        self.counters = Counters()
+        self.next_step = 0
+        self.retired = -1
+        self._by_slot: list[Entry | None] = [None] * limits.max_running
+        self._order: IntArray | None = None
+        self._claimant: Entry | None = None
+        self._deadlines: list[tuple[float, int, bool, Entry]] = []
+
+    # -- transitions
+
+    def enqueue(self, entry: Entry) -> None:
+        """A new request waits."""
+        self.entries[entry.id] = entry
+        insort(self.waiting, entry, key=_rank)
+        qos = entry.request.qos
+        if qos.deadline is not None:
+            heappush(self._deadlines, (qos.deadline, entry.rank[1], False, entry))
+        if qos.ttft_deadline is not None and len(entry.tokens) == entry.prompt_len:
+            heappush(self._deadlines, (qos.ttft_deadline, entry.rank[1], True, entry))
+
+    def start(self, entry: Entry, computed: int) -> None:
+        """A waiting request whose block tables are ready gets a slot."""
+        sequence = entry.sequence
+        entry.slot = self.table.assign(
+            known=len(entry.tokens),
+            computed=computed,
+            limit=entry.limit,
+            capacity=sequence.blocks * BLOCK_TOKENS,
+            published=sequence.published,
+        )
+        self._unqueue(entry)
+        self._by_slot[entry.slot] = entry
+        insort(self.running, entry, key=_rank)
+        self._order = None
+        entry.waits_for = b""
+        self._lead(entry)
+        if self._claimant is entry and not entry.cornered:
+            self._unclaim()
+
+    def preempt(self, entry: Entry) -> None:
+        """A running request gives its memory and slot back and waits; tokens in flight still count when they arrive."""
+        self._stop(entry)
+        entry.room_after = -1
+        entry.resume_after = self.next_step - 1
+        self.counters.preemptions += 1
+        insort(self.waiting, entry, key=_rank)
+
+    def void(self, entry: Entry) -> None:
+        """Preempt, and disregard the entry's rows in flight: they were built on a token that does not exist."""
+        self.preempt(entry)
+        entry.ignore_until = entry.resume_after
+
+    def corner(self, entry: Entry) -> None:
+        """The only running request cannot grow: it starts over alone, with the whole arena claimed for it."""
+        entry.cornered = True
+        self.preempt(entry)
+        self.claim(entry)
+
+    def claim(self, entry: Entry) -> None:
+        """Ask other instances to leave the arena to this one until the entry has started (cornered: has left)."""
+        self._claimant = entry
+        self.kv.claim()
+
+    def leave(self, entry: Entry) -> None:
+        """The request is finished, failed or aborted: nothing of it remains, and its rows in flight mean nothing."""
+        if entry.slot == NO_SLOT:
+            self._unqueue(entry)
+        else:
+            self._stop(entry)
+        entry.ignore_until = FOREVER
+        del self.entries[entry.id]
+        if self._claimant is entry:
+            self._unclaim()
+        self._drop_stale_deadlines()
+
+    def published(self, entry: Entry, before: int) -> None:
+        """Blocks from `before` on were published: those who wait for them may look again."""
+        sequence = entry.sequence
+        self.table.published[entry.slot] = sequence.published
+        self._unlead(entry, before, sequence.published)
+
+    # -- views
+
+    def order(self) -> IntArray:
+        """Slots of running requests, first in order first."""
+        if self._order is None:
+            self._order = ints([entry.slot for entry in self.running])
+        return self._order
+
+    def entries_at(self, slots: Sequence[int]) -> list[Entry]:
+        """The requests in these slots."""
+        found = [self._by_slot[slot] for slot in slots]
+        return [entry for entry in found if entry is not None]
+
+    def reorder(self, now: float) -> None:
+        """Compute every place again, for policies whose order changes with time."""
+        for entry in self.entries.values():
+            entry.rank = (self.ordering.key(entry.request, now), entry.rank[1])
+        self.waiting.sort(key=_rank)
+        self.running.sort(key=_rank)
+        self._order = None
+
+    def overdue(self, now: float) -> list[Entry]:
+        """Requests whose deadline has passed, once each. A first-token deadline is met by the first emitted token."""
+        late: dict[str, Entry] = {}
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, _, first_token, entry = heappop(self._deadlines)
+            if not entry.done and not (first_token and len(entry.tokens) > entry.prompt_len):
+                late[entry.id] = entry
+        return list(late.values())
+
+    # -- inside
+
+    def _unclaim(self) -> None:
+        self._claimant = None
+        self.kv.unclaim()
+
+    def _stop(self, entry: Entry) -> None:
+        self._unlead(entry, entry.sequence.published, entry.leads)
+        self.kv.free(entry.sequence)
+        self.table.release(entry.slot, self.kv.fence)
+        self._by_slot[entry.slot] = None
+        entry.slot = NO_SLOT
+        del self.running[bisect_left(self.running, entry.rank, key=_rank)]
+        self._order = None
+
+    def _unqueue(self, entry: Entry) -> None:
+        del self.waiting[bisect_left(self.waiting, entry.rank, key=_rank)]
+
+    def _lead(self, entry: Entry) -> None:
+        """Say which blocks this entry is about to compute, so that nobody else computes them too."""
+        names = entry.sequence.names
+        entry.leads = len(names)
+        for name in names[entry.sequence.published :]:
+            self.leaders.setdefault(name, entry)
+
+    def _unlead(self, entry: Entry, start: int, end: int) -> None:
+        for name in entry.sequence.names[start : min(end, entry.leads)]:
+            if self.leaders.get(name) is entry:
+                del self.leaders[name]
+
+    def _drop_stale_deadlines(self) -> None:
+        """Keep the heap no more than twice as long as it need be."""
+        if len(self._deadlines) > 64 + 4 * len(self.entries):
+            self._deadlines = [item for item in self._deadlines if not item[3].done]
+            heapify(self._deadlines)

@@ -1,0 +1,89 @@
+"""The slot table: what changes every step, as columns, one entry per slot; and the slots themselves, with their fences.
+
+    computed   tokens whose KV is computed, or will be by steps in flight     ┐ due = min(known + pending, limit - 1)
+    known      tokens that exist                                              │       - computed
+    pending    tokens that steps in flight will sample (placeholders)         ┘
+    limit      the length at which the completion ends; the last token's KV is never needed
+    capacity   tokens that the block tables have room for
+    verifying  a step with drafts is in flight: how many it accepts decides what comes next
+
+Knows nothing of requests. A slot that was released keeps its columns until it is assigned again, so that late results of
+steps in flight may still write there without harm.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+
+from inference_stack.core.step import IntArray
+
+
+class SlotTable:
+    """Columns of `size` slots."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.computed = np.zeros(size, np.int32)
+        self.known = np.zeros(size, np.int32)
+        self.pending = np.zeros(size, np.int32)
+        self.limit = np.zeros(size, np.int32)
+        self.capacity = np.zeros(size, np.int32)
+        self.published = np.zeros(size, np.int32)
+        self.verifying = np.zeros(size, np.bool_)
+        self._free = list(range(size - 1, -1, -1))
+        self._fenced: deque[tuple[int, int]] = deque()
+        self._released: list[int] = []
+
+    @property
+    def free(self) -> int:
+        """Slots that may be assigned now."""
+        return len(self._free)
+
+    @property
+    def fenced(self) -> int:
+        """Slots that become free when steps in flight have retired."""
+        return len(self._fenced)
+
+    def assign(self, *, known: int, computed: int, limit: int, capacity: int, published: int) -> int:
+        """A free slot with fresh columns."""
+        slot = self._free.pop()
+        self.known[slot], self.computed[slot], self.limit[slot] = known, computed, limit
+        self.capacity[slot], self.published[slot] = capacity, published
+        self.pending[slot], self.verifying[slot] = 0, False
+        return slot
+
+    def release(self, slot: int, fence: int | None) -> None:
+        """The slot may be assigned again when step `fence` has retired (None: at once)."""
+        self._released.append(slot)
+        if fence is None:
+            self._free.append(slot)
+        else:
+            self._fenced.append((fence, slot))
+
+    def retire(self, step: int) -> None:
+        """Step `step` has retired."""
+        while self._fenced and self._fenced[0][0] <= step:
+            self._free.append(self._fenced.popleft()[1])
+
+    def take_released(self, assigned: set[int]) -> tuple[int, ...]:
+        """Slots to tell the workers to forget, once; those assigned again in the same plan are simply overwritten."""
+        released = tuple(slot for slot in self._released if slot not in assigned)
+        self._released.clear()
+        return released
+
+    def launch(self, slots: IntArray, num_tokens: IntArray, samples: IntArray) -> None:
+        """A step with these rows is in flight."""
+        self.computed[slots] += num_tokens
+        self.pending[slots] += samples
+        self.verifying[slots] = samples > 1
+
+    def settle(self, slots: IntArray, samples: IntArray, counts: IntArray) -> IntArray:
+        """That step's results: `counts` of the `samples` are real. Returns how many fell short; their KV is void."""
+        short: IntArray = samples - counts
+        self.pending[slots] -= samples
+        self.known[slots] += counts
+        self.computed[slots] -= short
+        self.verifying[slots] = False
+        return short

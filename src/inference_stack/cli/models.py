@@ -65,10 +65,10 @@ def pull_models(models: list[str], cache_dir: str) -> None:
 
 def list_models(cache_dir: str) -> None:
     """Print the known models as a table."""
-    table = Table("name", "model", "licence", "size", "here", box=None, pad_edge=False)
+    table = Table("name", "model", "licence", "size", "state", box=None, pad_edge=False)
     for entry in available(cache_folder(cache_dir)):
         model = entry.model
-        place = str(entry.path) if entry.present else f"no: istack pull {model.name}"
-        table.add_row(model.name, model.title, model.licence, format_size(model.nbytes), place)
-    Console().print(table, soft_wrap=True)
+        state = "here" if entry.present else f"istack pull {model.name}"
+        table.add_row(model.name, model.title, model.licence, format_size(model.nbytes), state)
+    Console().print(table)
     print("\nAlso served: a GGUF file, a safetensors directory, a Hugging Face id (org/name or org/name:file.gguf).")

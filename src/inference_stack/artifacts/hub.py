@@ -47,10 +47,9 @@ def _explained(repo: str, offline: bool, error: Exception) -> str:
     reason = " ".join(str(error).split())[:400]
     tried = "looked in the local Hugging Face cache only (offline)" if offline else "asked the Hugging Face hub"
     return (
-        f"Could not get {repo}: {tried}; {type(error).__name__}: {reason} "
-        f"Without a network: copy the model's "
-        f"directory (config.json, tokenizer files, *.safetensors) here and give its path, or set HF_HOME to a cache that "
-        f"has it. For private or gated repositories set HF_TOKEN."
+        f"Could not get {repo}: {tried}; {type(error).__name__}: {reason} Without a network: copy the model's "
+        f"directory (config.json, tokenizer files, *.safetensors) here and give its path, or set HF_HOME to a cache "
+        f"that has it. For private or gated repositories set HF_TOKEN."
     )
 
 

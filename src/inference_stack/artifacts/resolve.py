@@ -23,11 +23,11 @@ def resolve(
 ) -> ModelFiles:
     """The files of `model`: a known name, a directory, a .gguf file, `org/name` or `org/name:file.gguf`.
 
-    Known names are cached under `cache_dir`; Hugging Face ids in the hub's own cache. Raises a typed error that says
-    what was looked for, and what to do when it has to be downloaded and cannot be.
+    Known names are cached under `cache_dir` (None: the default one); Hugging Face ids in the hub's own cache. Raises a
+    typed error that says what was looked for, and what to do when it has to be downloaded and cannot be.
     """
     if model in KNOWN:
-        return _known(KNOWN[model], cache_dir, offline, progress)
+        return _known(KNOWN[model], cache_dir or default_cache_dir(), offline, progress)
     path = Path(model).expanduser()
     if path.is_dir():
         return _directory(path, path.resolve().name)

@@ -1,0 +1,112 @@
+"""One completion on its way up: token deltas in, pieces of text with their tokens and logprobs out.
+
+Here the completion ends: at the engine's word, at a stop string (then the engine is told), or with an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from inference_stack.core.errors import SERVER_ERROR, ErrorInfo, InferenceError
+from inference_stack.core.request import FinishReason, Request
+from inference_stack.core.step import TokenDelta, TokenLogprob
+from inference_stack.frontend.completion import TextAssembler, TokenEntry
+from inference_stack.gateway.api import TokenStream
+from inference_stack.telemetry.account import Account
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What is new in a choice. `tokens` may run ahead of `text`, which waits for whole characters and stop strings.
+
+    `entries` (logprobs, where asked for) come with the text of their tokens.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    entries: tuple[TokenEntry, ...]
+    finish: FinishReason | None
+
+
+class Choice:
+    """`index` is the choice's number in the answer, `prompt_index` its prompt's; `limit` the tokens it may show."""
+
+    def __init__(
+        self, index: int, prompt_index: int, request: Request, text: TextAssembler, limit: int, account: Account
+    ) -> None:
+        self.index = index
+        self.prompt_index = prompt_index
+        self.request = request
+        self.limit = limit
+        self.cached_tokens = 0
+        self.prompt_logprobs: tuple[TokenLogprob, ...] = ()
+        self.stream: TokenStream | None = None
+        self._text = text
+        self._account = account
+        self._ended = False
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens of the completion so far, up to and including the one that ended it."""
+        return self._text.tokens
+
+    async def run(self, sink: Callable[[Choice, Piece], None]) -> None:
+        """Feed `sink` until the completion ends. Raises `InferenceError` when it ends in an error."""
+        if self.stream is None:
+            return
+        async for delta in self.stream:
+            piece = self.take(delta)
+            if piece is not None:
+                sink(self, piece)
+            if self._ended:
+                if delta.finish is None:
+                    self.stream.abort()
+                return
+        raise InferenceError(_broken())
+
+    def abort(self) -> None:
+        """Stop the engine's work, unless the completion has ended."""
+        if not self._ended:
+            self._end(FinishReason.ABORT)
+            if self.stream is not None:
+                self.stream.abort()
+
+    def take(self, delta: TokenDelta) -> Piece | None:
+        """The piece that a delta adds, if any. Raises `InferenceError` for a delta that ends in an error."""
+        if delta.cached_tokens is not None:
+            self.cached_tokens = delta.cached_tokens
+        if delta.prompt_logprobs is not None:
+            self.prompt_logprobs = delta.prompt_logprobs
+        if delta.finish in (FinishReason.ERROR, FinishReason.ABORT):
+            error = delta.error or _broken()
+            self._end(FinishReason.ERROR, error.code)
+            raise InferenceError(error)
+        if not delta.tokens and delta.finish is None:
+            self._account.news(delta, 0)
+            return None
+        piece = self._piece(delta)
+        self._account.news(delta, len(piece.tokens))
+        if piece.finish is not None:
+            self._end(piece.finish)
+        return piece
+
+    def _piece(self, delta: TokenDelta) -> Piece:
+        """The delta's text. What goes beyond the limit is cut off; the limit then ends the completion."""
+        before = self._text.tokens
+        tokens = delta.tokens[: self.limit - before]
+        verdict = delta.finish if len(tokens) == len(delta.tokens) else None
+        if verdict is None and before + len(tokens) >= self.limit:
+            verdict = FinishReason.LENGTH
+        news = self._text.feed(tokens, delta.logprobs[: len(tokens)], verdict)
+        return Piece(news.text, tokens[: self._text.tokens - before], news.entries, news.finish)
+
+    def _end(self, reason: FinishReason, code: str | None = None) -> None:
+        self._ended = True
+        self._account.close(reason.value, code)
+
+
+def _broken() -> ErrorInfo:
+    """The engine stopped without saying why."""
+    message = "The completion ended before it was finished."
+    return ErrorInfo(message=message, type=SERVER_ERROR, code="interrupted", status=500)

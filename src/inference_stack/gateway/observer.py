@@ -1,0 +1,39 @@
+"""What a dispatcher reports of its node and instances, turned into metrics.
+
+Knows messages and metrics; neither knows the other.
+"""
+
+from __future__ import annotations
+
+from inference_stack.core.stats import InstanceStats
+from inference_stack.telemetry.metrics import Metrics
+from inference_stack.wire.messages import NodeState
+
+
+class MetricsObserver:
+    """Implements `dispatch.Observer`. One per node link; `node` tells instances of the same model apart."""
+
+    def __init__(self, metrics: Metrics, node: str = "0") -> None:
+        self._metrics = metrics
+        self._node = node
+        self._seen: set[str] = set()
+
+    def observe_instance(self, stats: InstanceStats) -> None:
+        """An instance's numbers after a step."""
+        self._seen.add(stats.model)
+        self._metrics.observe_instance(stats, self._node)
+
+    def observe_node(self, state: NodeState) -> None:
+        """A node's condition changed. Instances of a node that is not ready run nothing."""
+        workers = ((worker.device, worker.pid, worker.state, worker.restarts) for worker in state.workers)
+        self._metrics.observe_workers(state.node, workers)
+        for number, ledger in enumerate(state.ledgers):
+            self._metrics.observe_ledger(state.node, str(number), ledger)
+        if not state.ready:
+            for model in self._seen:
+                self._metrics.lose_instance(model, self._node)
+            self._seen.clear()
+
+    def observe_moved(self, requests: int, reason: str) -> None:
+        """Requests were lost with a worker and go on elsewhere."""
+        self._metrics.resumed.labels(reason).inc(requests)

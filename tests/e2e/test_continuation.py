@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-
 from tests.e2e.server import Server
 
 pytestmark = pytest.mark.model
@@ -39,7 +38,9 @@ def chunks(server: Server, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 yield json.loads(line.removeprefix("data: "))
 
 
-def transcript(stream: Iterator[dict[str, Any]], on_token: Callable[[int], None] = lambda count: None) -> dict[str, Any]:
+def transcript(
+    stream: Iterator[dict[str, Any]], on_token: Callable[[int], None] = lambda count: None
+) -> dict[str, Any]:
     """What "the same bytes" means: per choice text, logprobs and finish reason; usage; and what is constant in a stream."""
     answer: dict[str, Any] = {"choices": {}, "identities": set()}
     seen = 0

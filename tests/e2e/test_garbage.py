@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 import pytest
-
 from tests.e2e.server import Server
 
 pytestmark = pytest.mark.model

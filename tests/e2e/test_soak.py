@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
-
 from tests.e2e.server import Server
 
 pytestmark = [pytest.mark.model, pytest.mark.slow, pytest.mark.timeout(400)]
@@ -90,14 +90,17 @@ async def storm(server: Server, outcome: Outcome) -> list[int]:
     return samples
 
 
-def test_clients_that_leave_cost_nothing(demo_model: Path) -> None:
+def test_clients_that_leave_cost_nothing(
+    demo_model: Path, record_property: Callable[[str, object], None]
+) -> None:
     server = Server("smollm2").wait_ready()
     server.http.post("/v1/completions", json={"model": "smollm2", "prompt": "x", "max_tokens": 2})
     handles_before, tasks_before = handles(server), server.metric("inference_stack_gateway_tasks")
     outcome = Outcome()
     samples = asyncio.run(storm(server, outcome))
     growth = max(samples) / samples[0] - 1
-    print(f"{outcome.finished} finished, {outcome.left} left, {outcome.refused} refused, PSS {samples[0]} +{growth:.2%}")
+    record_property("outcome", f"{outcome.finished} finished, {outcome.left} left, {outcome.refused} refused")
+    record_property("pss", f"{samples[0] >> 20} MiB + {growth:.2%}")
     assert outcome.errors == []
     assert outcome.finished > CLIENTS and outcome.left > CLIENTS / 4
     assert growth <= 0.03
@@ -109,5 +112,7 @@ def test_clients_that_leave_cost_nothing(demo_model: Path) -> None:
     assert server.metric("inference_stack_requests_waiting") == 0
     assert handles(server) <= handles_before + 2
     assert server.metric("inference_stack_gateway_tasks") <= tasks_before + 1
-    assert server.http.get("/health").json()["workers"][0]["restarts"] == 0  # an integrity fault would have cost the worker
+    assert (
+        server.http.get("/health").json()["workers"][0]["restarts"] == 0
+    )  # an integrity fault would have cost the worker
     assert server.stop() == 0

@@ -69,6 +69,11 @@ def default_cache_dir() -> Path:
     return Path.home() / ".cache" / "inference-stack"
 
 
+def cache_folder(configured: str) -> Path:
+    """Where models are kept: the configured folder, or the default one."""
+    return Path(configured).expanduser() if configured else default_cache_dir()
+
+
 def available(cache_dir: Path) -> tuple[Available, ...]:
     """Every known model, and whether this cache has it."""
     return tuple(

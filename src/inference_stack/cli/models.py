@@ -11,17 +11,12 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
-from inference_stack.artifacts.catalogue import available, default_cache_dir
+from inference_stack.artifacts.catalogue import available, cache_folder
 from inference_stack.artifacts.files import ModelFiles
 from inference_stack.artifacts.files import Progress as Report
 from inference_stack.artifacts.resolve import resolve
 from inference_stack.config.load import load
 from inference_stack.config.sizes import format_size
-
-
-def cache_folder(configured: str) -> Path:
-    """Where models are kept: the configured folder, or the default one."""
-    return Path(configured).expanduser() if configured else default_cache_dir()
 
 
 @contextmanager

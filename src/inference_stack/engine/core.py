@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from inference_stack.core.errors import InferenceError, model_not_found
 from inference_stack.core.request import FinishReason, Request
@@ -25,6 +25,7 @@ class Instance:
     scheduler: Scheduler
     runner: Runner
     in_flight: deque[InFlightStep] = field(default_factory=deque)
+    schedule_seconds: float = 0.0
 
     @property
     def busy(self) -> bool:
@@ -58,9 +59,7 @@ class EngineCore:
             self._owner[request.id] = instance
         except InferenceError as error:
             self._refused.append(
-                TokenDelta(
-                    request_id=request.id, attempt=request.attempt, finish=FinishReason.ERROR, error=error.info
-                )
+                TokenDelta(request_id=request.id, attempt=request.attempt, finish=FinishReason.ERROR, error=error.info)
             )
 
     def abort(self, request_id: str) -> None:
@@ -82,7 +81,10 @@ class EngineCore:
 
     def stats(self) -> tuple[InstanceStats, ...]:
         """Every instance's numbers."""
-        return tuple(instance.scheduler.stats() for instance in self._instances.values())
+        return tuple(
+            replace(instance.scheduler.stats(), schedule_seconds=instance.schedule_seconds)
+            for instance in self._instances.values()
+        )
 
     def check(self) -> None:
         """Verify the bookkeeping of every instance. Raises what `Scheduler.check` raises."""
@@ -90,13 +92,17 @@ class EngineCore:
             instance.scheduler.check()
 
     def _advance(self, instance: Instance) -> list[TokenDelta]:
-        plan = instance.scheduler.plan(self._clock.now())
+        began = self._clock.now()
+        plan = instance.scheduler.plan(began)
+        instance.schedule_seconds += self._clock.now() - began
         if plan is not None:
             instance.in_flight.append(instance.runner.launch(plan))
         deltas: list[TokenDelta] = []
         allowed = self._depth if plan is not None else max(len(instance.in_flight) - 1, 0)
         while len(instance.in_flight) > allowed:
             result = instance.in_flight.popleft().wait()
-            deltas += instance.scheduler.advance(result, self._clock.now())
+            began = self._clock.now()
+            deltas += instance.scheduler.advance(result, began)
+            instance.schedule_seconds += self._clock.now() - began
             self.steps += 1
-        return deltas
+        return deltas + instance.scheduler.drain_deltas()

@@ -20,7 +20,7 @@ from inference_stack.ops.api import GroupTable, KvLayer, StepInputs
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A plan's rows with what follows from them on the host. `cu_q` [R+1] and `cu_s` [R+1] are running sums of queries and samples."""
+    """A plan's rows with what follows from them on the host. `cu_q`, `cu_s` [R+1] are running sums of queries and samples."""
 
     slots: np.ndarray
     start: np.ndarray
@@ -65,7 +65,9 @@ def write_drafts(plan: StepPlan, rows: Rows, tables: SlotTables, device: CpuDevi
     )
 
 
-def build_inputs(rows: Rows, sampled: np.ndarray, tables: SlotTables, kv: tuple[KvLayer, ...], device: CpuDevice) -> StepInputs:
+def build_inputs(
+    rows: Rows, sampled: np.ndarray, tables: SlotTables, kv: tuple[KvLayer, ...], device: CpuDevice
+) -> StepInputs:
     """The step's tensors. `sampled` lists the query tokens whose logits are wanted."""
     counts = device.upload(rows.num_tokens)
     row_T = torch.repeat_interleave(counts)

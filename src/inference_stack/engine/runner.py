@@ -103,7 +103,9 @@ class ModelRunner:
             if top is not None and last > rows.start[row]:
                 positions = np.arange(rows.start[row], last)
                 query = rows.cu_q[row] + positions - rows.start[row]
-                result.prompt_logprobs[row] = self._score(hidden_TD, query, self._tables.tokens[slot, positions + 1], top)
+                result.prompt_logprobs[row] = self._score(
+                    hidden_TD, query, self._tables.tokens[slot, positions + 1], top
+                )
 
     def _score(self, hidden_TD: Tensor, query: np.ndarray, tokens: Tensor, top: int) -> tuple[TokenLogprob, ...]:
         entries: list[TokenLogprob] = []

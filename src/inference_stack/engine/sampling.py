@@ -13,7 +13,7 @@ from inference_stack.core.step import StepPlan, TokenLogprob
 from inference_stack.engine.device import CpuDevice
 from inference_stack.engine.inputs import Rows
 from inference_stack.engine.slots import SlotTables
-from inference_stack.ops.api import SampleInputs, Sampled, Scored
+from inference_stack.ops.api import Sampled, SampleInputs, Scored
 
 Pairs = tuple[np.ndarray, np.ndarray]
 
@@ -22,7 +22,9 @@ def _join(pieces: Sequence[np.ndarray], dtype: type) -> np.ndarray:
     return np.concatenate([np.asarray(piece, dtype=dtype) for piece in pieces]) if pieces else np.zeros(0, dtype=dtype)
 
 
-def _histories(slots: np.ndarray, position: np.ndarray, tables: SlotTables) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _histories(
+    slots: np.ndarray, position: np.ndarray, tables: SlotTables
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(row, token, is emitted) of every known token of the rows whose choice depends on history."""
     rows, tokens, emitted = [], [], []
     for row, (slot, known) in enumerate(zip(slots, position, strict=True)):
@@ -47,7 +49,9 @@ def _bans(slots: np.ndarray, position: np.ndarray, tables: SlotTables, eos: tupl
 
 def _biases(slots: np.ndarray, tables: SlotTables) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(row, token, bias) of every logit bias."""
-    entries = [(row, tables.params[slot].logit_bias) for row, slot in enumerate(slots) if tables.params[slot].logit_bias]
+    entries = [
+        (row, tables.params[slot].logit_bias) for row, slot in enumerate(slots) if tables.params[slot].logit_bias
+    ]
     rows = [np.full(len(bias), row) for row, bias in entries]
     tokens = [np.fromiter(bias.keys(), dtype=np.int64) for _, bias in entries]
     values = [np.fromiter(bias.values(), dtype=np.float32) for _, bias in entries]
@@ -67,7 +71,11 @@ def sample_inputs(
     slots = rows.slots[row]
     columns = {name: values[slots] for name, values in tables.floats.items()}
     top_k, tops = tables.top_k[slots], _tops(slots, tables)
-    history, bias, bans = _histories(slots, position, tables), _biases(slots, tables), _bans(slots, position, tables, eos)
+    history, bias, bans = (
+        _histories(slots, position, tables),
+        _biases(slots, tables),
+        _bans(slots, position, tables, eos),
+    )
     filtered = (top_k > 0) & (top_k < vocab_size) | (columns["top_p"] < 1) | (columns["min_p"] > 0)
     up = device.upload
     return SampleInputs(
@@ -106,7 +114,7 @@ def accepted(plan: StepPlan, rows: Rows, tokens: np.ndarray) -> np.ndarray:
     for row, drafts in enumerate(plan.drafts):
         drafts = drafts[drafts >= 0]
         mine = tokens[rows.cu_s[row] : rows.cu_s[row + 1]]
-        wrong = np.flatnonzero(drafts != mine[: len(drafts)]) if len(mine) else ()
+        wrong = np.flatnonzero(drafts[: len(mine)] != mine[: len(drafts)])
         if len(wrong):
             counts[row] = wrong[0] + 1
     return counts
@@ -119,7 +127,7 @@ def token_logprobs(tokens: np.ndarray, scores: Sampled | Scored, wanted: np.ndar
         return {}
     columns = (logprob.tolist(), rank.tolist(), top_ids.tolist(), top_logprobs.tolist())
     return {
-        at: TokenLogprob(
+        int(at): TokenLogprob(
             token=int(tokens[at]),
             logprob=columns[0][at],
             rank=columns[1][at],

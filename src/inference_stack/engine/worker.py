@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import queue
+import signal
 import socket
 import sys
 import threading
@@ -152,6 +153,7 @@ def main() -> int:
     """Entry of the worker process: `--fd` is an inherited, connected unix socket."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fd", type=int, required=True)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for the node, which drains us
     clock = SystemClock()
     channel = Channel(socket.socket(fileno=parser.parse_args().fd))
     try:
@@ -163,7 +165,9 @@ def main() -> int:
         return 1
     except Exception as error:
         traceback.print_exc()
-        info = ErrorInfo(message=f"{type(error).__name__}: {error}", type=SERVER_ERROR, code="worker_failed", status=500)
+        info = ErrorInfo(
+            message=f"{type(error).__name__}: {error}", type=SERVER_ERROR, code="worker_failed", status=500
+        )
         channel.send(Fatal(error=info))
         return 1
     return 0

@@ -59,7 +59,14 @@ class Observer(Protocol):
 class Dispatcher:
     """The gateway's side of one node link; implements `gateway.api.Dispatch`."""
 
-    def __init__(self, link: Link[ToNode, FromNode], config: ServerConfig, clock: Clock, observer: Observer) -> None:
+    def __init__(
+        self,
+        link: Link[ToNode, FromNode],
+        config: ServerConfig,
+        clock: Clock,
+        observer: Observer,
+        on_state: Callable[[NodeState], None] = lambda state: None,
+    ) -> None:
         self._link = link
         self._config = config
         self._clock = clock
@@ -71,7 +78,7 @@ class Dispatcher:
         self._on_trial: Flight | None = None
         self._drain_rate = DrainRate()
         self._outbox: asyncio.Queue[ToNode] = asyncio.Queue()
-        self.on_state: Callable[[NodeState], None] = observer.observe_node
+        self._on_state = on_state
 
     async def run(self) -> None:
         """Work until the node's link closes; what is then unfinished fails."""
@@ -210,7 +217,8 @@ class Dispatcher:
     def _node_changed(self, state: NodeState) -> None:
         self._node = state
         self._models = self._models | {info.name: info for info in state.models}
-        self.on_state(state)
+        self._observer.observe_node(state)
+        self._on_state(state)
         if state.error is not None:
             self._fail_all(unavailable(state.error.message).info)
         self._dispatch()

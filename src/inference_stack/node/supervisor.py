@@ -1,6 +1,6 @@
 """Keeps one worker alive: starts it, passes messages, watches its pulse, replaces it when it dies or hangs.
 
-    starting ──Ready──▶ ready ──died / hung──▶ starting …          failed after too many starts that came to nothing
+starting ──Ready──▶ ready ──died / hung──▶ starting …          failed after too many starts that came to nothing
 """
 
 from __future__ import annotations

@@ -7,14 +7,12 @@ from dataclasses import replace
 from inference_stack.core.request import Qos, Request
 
 
+def _moved(deadline: float | None, offset: float) -> float | None:
+    return None if deadline is None else deadline + offset
+
+
 def _shift(qos: Qos, offset: float) -> Qos:
-    if qos.deadline is None and qos.ttft_deadline is None:
-        return qos
-    moved = {
-        name: None if value is None else value + offset
-        for name, value in (("deadline", qos.deadline), ("ttft_deadline", qos.ttft_deadline))
-    }
-    return replace(qos, **moved)
+    return replace(qos, deadline=_moved(qos.deadline, offset), ttft_deadline=_moved(qos.ttft_deadline, offset))
 
 
 def departing(request: Request, now: float) -> Request:

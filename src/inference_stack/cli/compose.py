@@ -1,0 +1,212 @@
+"""`istack serve` put together: gateway and node in this process, the worker in another, one in-memory link between.
+
+uvicorn ─ app ─ Dispatcher ══ MemoryLink ══ NodeAgent ─ worker process
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import uvicorn
+from rich.console import Console
+from starlette.applications import Starlette
+
+from inference_stack.artifacts.files import ModelFiles
+from inference_stack.cli.ledger import print_ledger
+from inference_stack.cli.models import fetch
+from inference_stack.config.tree import Config, ModelEntry
+from inference_stack.core.errors import InferenceError, invalid, unavailable
+from inference_stack.core.seams import SystemClock
+from inference_stack.core.stats import Ledger
+from inference_stack.frontend.load import load_frontend
+from inference_stack.gateway.app import create_app
+from inference_stack.gateway.context import Gateway
+from inference_stack.gateway.dispatch import Dispatcher
+from inference_stack.gateway.observer import MetricsObserver
+from inference_stack.node.agent import NodeAgent
+from inference_stack.telemetry.logs import set_up_logs
+from inference_stack.telemetry.metrics import Metrics
+from inference_stack.wire.memory import memory_pair
+from inference_stack.wire.messages import NodeState
+
+DRAIN_LOOK_SECONDS = 0.05
+WORKER_STOP_SECONDS = 2.0
+
+
+def process_start(clock: SystemClock) -> float:
+    """When this process began, on the monotonic clock."""
+    try:
+        with open("/proc/self/stat") as stat:
+            ticks = int(stat.read().rpartition(")")[2].split()[19])
+    except OSError:
+        return clock.now()
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def placed(config: Config, files: list[ModelFiles]) -> Config:
+    """The configuration with every model at its place on disk, under the name that requests use. Raises on equal names."""
+    entries = [
+        ModelEntry(model=str(one.weights[0] if one.kind == "gguf" else one.root), name=entry.name or one.name)
+        for entry, one in zip(config.models, files, strict=True)
+    ]
+    names = [entry.name for entry in entries]
+    if len(set(names)) < len(names):
+        raise invalid(f"two models are called {max(names, key=names.count)!r}; name them apart with NAME=MODEL")
+    return replace(config, models=tuple(entries))
+
+
+class Announcer:
+    """Tells people when the server is ready, with the ledger, and when it is not."""
+
+    def __init__(self, console: Console, clock: SystemClock, started: float, spawned: float, url: str) -> None:
+        self._console = console
+        self._clock = clock
+        self._started = started
+        self._spawned = spawned
+        self._url = url
+        self._told = False
+
+    def __call__(self, state: NodeState) -> None:
+        if not state.ready or self._told:
+            return
+        self._told = True
+        worker = state.ledgers[0]
+        whole = Ledger(
+            stages=(("gateway: python, imports, model files", self._spawned - self._started), *worker.stages),
+            total_seconds=self._clock.now() - self._started,
+            memory=worker.memory,
+            derived=worker.derived,
+        )
+        print_ledger(self._console, whole)
+        names = ", ".join(model.name for model in state.models)
+        self._console.print(f"serving [bold]{names}[/bold] at [bold]{self._url}/v1[/bold]  (docs at {self._url}/docs)")
+
+
+class Server(uvicorn.Server):
+    """uvicorn with our shutdown: the first signal starts a drain, the second ends everything at once."""
+
+    def __init__(self, config: uvicorn.Config, on_signal: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_signal = on_signal
+        self._asked = False
+
+    def handle_exit(self, sig: int, frame: object) -> None:
+        """A signal arrived."""
+        if self._asked:
+            self.should_exit = self.force_exit = True
+        self._asked = True
+        self._on_signal()
+
+
+class Stack:
+    """Gateway and node of one machine in one process."""
+
+    def __init__(self, config: Config, files: list[ModelFiles], clock: SystemClock, log: logging.Logger) -> None:
+        self.config = placed(config, files)
+        self._files = files
+        self._clock = clock
+        self._log = log
+        self._metrics = Metrics()
+        here, there = memory_pair()
+        self.dispatcher = Dispatcher(here, config.server, clock, MetricsObserver(self._metrics), self._on_state)
+        self._agent = NodeAgent("local", self.config, there, clock)
+        self._listeners: list[Callable[[NodeState], None]] = []
+
+    def on_state(self, listener: Callable[[NodeState], None]) -> None:
+        """Tell `listener` of every change of the node."""
+        self._listeners.append(listener)
+
+    def _on_state(self, state: NodeState) -> None:
+        for listener in self._listeners:
+            listener(state)
+
+    def app(self) -> Starlette:
+        """The HTTP application, with every model's tokenizer and template."""
+        models = zip(self.config.models, self._files, strict=True)
+        frontends = {entry.name: load_frontend(one) for entry, one in models}
+        return create_app(self.dispatcher, frontends, self.config.server, self._clock, self._metrics, self._log)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Dispatcher, node and worker run inside."""
+        tasks = [asyncio.create_task(self.dispatcher.run()), asyncio.create_task(self._agent.run())]
+        await asyncio.sleep(0)  # the worker starts while the caller goes on
+        try:
+            yield
+        finally:
+            await self._agent.stop(WORKER_STOP_SECONDS)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def drain(server: Server, dispatcher: Dispatcher, gateway: Gateway, seconds: float) -> None:
+    """Refuse new requests, let streams finish for up to `seconds`, end the rest with an error, then stop the server."""
+    gateway.begin_drain()
+    try:
+        async with asyncio.timeout(seconds):
+            while not dispatcher.idle:
+                await asyncio.sleep(DRAIN_LOOK_SECONDS)
+    except TimeoutError:
+        dispatcher.fail_remaining(unavailable("The server is shutting down.").info)
+    server.should_exit = True
+
+
+def listen(config: Config) -> socket.socket:
+    """The listening socket. Raises `InferenceError` when the address cannot be had."""
+    host, port = config.server.host, config.server.port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise invalid(f"cannot listen on {host} port {port}: {error.strerror}; choose another with --port") from error
+
+
+async def serve(config: Config, console: Console) -> int:
+    """Serve until a signal ends it; the process's exit status. Raises `InferenceError` when it cannot start."""
+    clock = SystemClock()
+    started = process_start(clock)
+    log = set_up_logs(config.log.level, config.log.json, sys.stderr)
+    files = fetch([entry.model for entry in config.models], config.cache_dir)
+    with listen(config) as sock:
+        stack = Stack(config, files, clock, log)
+        url = f"http://{config.server.host}:{sock.getsockname()[1]}"
+        stack.on_state(Announcer(console, clock, started, clock.now(), url))
+        async with stack.running():
+            return await _serve_http(stack, sock)
+
+
+async def _serve_http(stack: Stack, sock: socket.socket) -> int:
+    loop = asyncio.get_running_loop()
+    app = stack.app()
+    tasks: set[asyncio.Task[None]] = set()
+    status = 0
+
+    def on_signal() -> None:
+        loop.call_soon_threadsafe(begin_drain)
+
+    def begin_drain() -> None:
+        seconds = stack.config.server.drain_seconds
+        tasks.add(loop.create_task(drain(server, stack.dispatcher, app.state.gateway, seconds)))
+
+    def give_up(state: NodeState) -> None:
+        nonlocal status
+        if state.error is not None and not stack.dispatcher.models():
+            status = 1
+            server.should_exit = True
+
+    settings = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", server_header=False)
+    server = Server(settings, on_signal)
+    stack.on_state(give_up)
+    await server.serve(sockets=[sock])
+    await asyncio.gather(*tasks)
+    if status:
+        raise InferenceError(stack.dispatcher.nodes()[0].error or unavailable("the worker failed").info)
+    return status

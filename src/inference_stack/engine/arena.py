@@ -1,0 +1,63 @@
+"""The device's KV memory: one byte tensor, leased to model instances.
+
+Bookkeeping is `kv`'s. An instance reaches the arena only through its lease, so that another process could hold it instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from inference_stack.core.kv_spec import KvGroupSpec
+from inference_stack.engine.device import CpuDevice
+from inference_stack.kv.slabs import ArenaGeometry, GroupGeometry
+from inference_stack.ops.api import KvLayer
+
+TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class ArenaLease:
+    """One model's access to the arena: its layers' memory, until `release`."""
+
+    def __init__(self, arena: Tensor, geometry: ArenaGeometry, groups: Sequence[KvGroupSpec]) -> None:
+        self._arena: Tensor | None = arena
+        self._specs = tuple(groups)
+        self.groups: tuple[GroupGeometry, ...] = tuple(geometry.group(spec) for spec in groups)
+
+    def layers(self) -> tuple[KvLayer, ...]:
+        """Every model layer's memory, by layer index. Raises `RuntimeError` after `release`."""
+        if self._arena is None:
+            raise RuntimeError("the arena lease was released")
+        found: dict[int, KvLayer] = {}
+        for number, (spec, geometry) in enumerate(zip(self._specs, self.groups, strict=True)):
+            for place, layer in enumerate(spec.layers):
+                found[layer] = KvLayer(
+                    arena=self._arena,
+                    group=number,
+                    offset_bytes=geometry.layer_offset(place),
+                    granule_bytes=geometry.granule_bytes,
+                    unit_bytes=geometry.unit_bytes,
+                    kv_heads=spec.kv_heads,
+                    head_dim=spec.head_dim,
+                    dtype=TORCH_DTYPES[spec.dtype],
+                    window=spec.window,
+                )
+        return tuple(found[layer] for layer in sorted(found))
+
+    def release(self) -> None:
+        """Give the access back; the layers must not be used any more."""
+        self._arena = None
+
+
+class Arena:
+    """All KV memory of one device."""
+
+    def __init__(self, device: CpuDevice, geometry: ArenaGeometry) -> None:
+        self.geometry = geometry
+        self._bytes: Tensor = device.allocate(geometry.arena_bytes)
+
+    def lease(self, groups: Sequence[KvGroupSpec]) -> ArenaLease:
+        """Access for a model with these KV groups."""
+        return ArenaLease(self._bytes, self.geometry, groups)

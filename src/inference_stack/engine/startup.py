@@ -1,0 +1,177 @@
+"""From a configuration to an engine core that is ready to step, with an account of where the time and the bytes went."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from inference_stack.artifacts.catalogue import cache_folder
+from inference_stack.artifacts.resolve import resolve
+from inference_stack.config.sizes import format_size
+from inference_stack.config.tree import Config, ModelEntry
+from inference_stack.core.errors import invalid
+from inference_stack.core.kv_spec import KvGroupSpec
+from inference_stack.core.seams import Clock
+from inference_stack.core.stats import Ledger
+from inference_stack.engine.arena import Arena
+from inference_stack.engine.core import EngineCore, Instance
+from inference_stack.engine.device import CpuDevice
+from inference_stack.engine.memory import arena_geometry, kv_bytes
+from inference_stack.engine.numerics import numerics_id
+from inference_stack.engine.runner import ModelRunner
+from inference_stack.engine.slots import SlotTables
+from inference_stack.engine.warmup import warm_up
+from inference_stack.kv.manager import KvManager
+from inference_stack.kv.slabs import SlabPool
+from inference_stack.models.api import LoadedModel
+from inference_stack.models.loader import load_model
+from inference_stack.ops.api import Ops
+from inference_stack.ops.registry import build_ops
+from inference_stack.ops.workspace import Workspace
+from inference_stack.scheduler.limits import SchedulerLimits
+from inference_stack.scheduler.scheduler import Scheduler
+from inference_stack.wire.messages import ModelInfo, Ready
+
+
+class Account:
+    """A ledger in the making. Stages are timed one after the other, from `started` (seconds on `clock`) on."""
+
+    def __init__(self, clock: Clock, started: float) -> None:
+        self._clock = clock
+        self._started = started
+        self._stages: list[tuple[str, float]] = []
+        self.memory: list[tuple[str, int]] = []
+        self.derived: dict[str, str] = {}
+
+    def began(self, name: str) -> None:
+        """Everything since `started` was stage `name`."""
+        self._stages.append((name, self._clock.now() - self._started))
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time what happens inside."""
+        began = self._clock.now()
+        yield
+        self._stages.append((name, self._clock.now() - began))
+
+    def close(self) -> Ledger:
+        """The finished ledger."""
+        return Ledger(
+            stages=tuple(self._stages),
+            total_seconds=self._clock.now() - self._started,
+            memory=tuple(self.memory),
+            derived=self.derived,
+        )
+
+
+@dataclass(slots=True)
+class Served:
+    """A model on its way to being served."""
+
+    name: str
+    loaded: LoadedModel
+    groups: tuple[KvGroupSpec, ...]
+    longest: int
+    instance: Instance | None = field(default=None)
+
+
+class Startup:
+    """Builds the engine of one device. `started` is when the process began, on `clock`."""
+
+    def __init__(self, config: Config, clock: Clock, started: float) -> None:
+        self._config = config
+        self._engine = config.engine
+        self._clock = clock
+        self._account = Account(clock, started)
+        self._account.began("worker: python and imports")
+        self._device = CpuDevice(config.node.threads)
+
+    def run(self) -> tuple[EngineCore, Ready]:
+        """Load everything. Raises `InferenceError` for what cannot be served."""
+        account = self._account
+        with account.stage("weights"):
+            served = [self._load(entry) for entry in self._config.models]
+        with account.stage("KV memory"):
+            arena = self._allocate(served)
+            slabs = SlabPool(arena.geometry)
+        workspace = Workspace(max_tokens=self._engine.max_batch_tokens, max_samples=self._engine.max_running)
+        ops = build_ops(self._device.name, workspace)
+        with account.stage("warm-up"):
+            models = tuple(self._instance(model, arena, slabs, ops) for model in served)
+            workspace.seal()
+        core = EngineCore(
+            [model.instance for model in served if model.instance], self._clock, self._engine.pipeline_depth
+        )
+        self._tell(served, ops, workspace)
+        return core, Ready(models=models, ledger=account.close())
+
+    def _load(self, entry: ModelEntry) -> Served:
+        files = resolve(entry.model, cache_folder(self._config.cache_dir), offline=True)
+        loaded = load_model(files, max_positions=self._engine.max_model_len)
+        return Served(
+            name=entry.name or files.name,
+            loaded=loaded,
+            groups=loaded.model.kv_groups(self._engine.kv_dtype),
+            longest=min(self._engine.max_model_len or loaded.model.max_positions, loaded.model.max_positions),
+        )
+
+    def _allocate(self, served: Sequence[Served]) -> Arena:
+        wanted = kv_bytes(
+            self._engine.kv_memory, self._device.free_bytes(), [(model.groups, model.longest) for model in served]
+        )
+        geometry, remark = arena_geometry(wanted, [spec for model in served for spec in model.groups])
+        self._account.derived["KV memory"] = remark
+        return Arena(self._device, geometry)
+
+    def _instance(self, served: Served, arena: Arena, slabs: SlabPool, ops: Ops) -> ModelInfo:
+        kv = KvManager(served.name, served.groups, slabs, prefix_cache=self._engine.prefix_cache)
+        longest = kv.capacity_tokens(served.longest)
+        if longest < 2:
+            raise invalid("KV memory holds no sequence of two tokens; raise --kv-memory", param="engine.kv_memory")
+        scheduler = Scheduler(self._limits(served, longest), kv)
+        lease = arena.lease(served.groups)
+        tables = SlotTables(self._device, self._engine.max_running, longest, lease.groups)
+        runner = ModelRunner(
+            served.loaded, ops, self._device, lease.layers(), tables, self._clock, self._engine.max_running
+        )
+        warm_up(runner, served.name, len(served.groups))
+        served.instance = Instance(served.name, scheduler, runner)
+        self._account.memory.append((f"{served.name}: slot tables", tables.nbytes))
+        return ModelInfo(
+            name=served.name,
+            architecture=served.loaded.architecture,
+            numerics_id=numerics_id(served.loaded, ops, self._engine.kv_dtype, self._device.isa()),
+            max_model_len=longest,
+            vocab_size=served.loaded.model.vocab_size,
+            eos_tokens=served.loaded.eos_tokens,
+            kv_groups=served.groups,
+            kv_blocks=scheduler.stats().kv_blocks_total,
+            max_running=self._engine.max_running,
+        )
+
+    def _limits(self, served: Served, longest: int) -> SchedulerLimits:
+        target = self._engine.itl_target_ms / 1000
+        return SchedulerLimits(
+            max_running=self._engine.max_running,
+            max_batch_tokens=self._engine.max_batch_tokens,
+            max_model_len=longest,
+            eos_tokens=served.loaded.eos_tokens,
+            itl_target=target or None,
+        )
+
+    def _tell(self, served: Sequence[Served], ops: Ops, workspace: Workspace) -> None:
+        account = self._account
+        for model in served:
+            account.memory.insert(
+                0, (f"{model.name}: weights ({model.loaded.quantisation})", model.loaded.weight_bytes)
+            )
+            if model.instance is not None:
+                account.derived[f"{model.name}: longest sequence"] = (
+                    f"{model.instance.scheduler.limits.max_model_len} tokens"
+                )
+        account.memory.append(("workspace", workspace.nbytes))
+        account.derived["threads"] = str(self._device.threads)
+        account.derived["memory left"] = format_size(self._device.free_bytes())
+        kernels = sorted(set(ops.explain().values()))
+        account.derived["kernels"] = "; ".join(kernels)

@@ -42,8 +42,7 @@ def _audit_running(state: State, entry: Entry) -> None:
     _require(int(table.computed[slot]) <= sequence.blocks * BLOCK_TOKENS, f"{entry.id}: computed beyond its blocks")
     _require(int(table.published[slot]) == sequence.published, f"{entry.id}: published blocks are off")
     total = int(table.known[slot] + table.pending[slot])
-    verifying = bool(table.verifying[slot])
-    _require(total <= entry.limit or verifying, f"{entry.id}: scheduled beyond its limit")
+    _require(total <= entry.limit, f"{entry.id}: scheduled beyond its limit")
 
 
 def _require(holds: bool, message: str) -> None:

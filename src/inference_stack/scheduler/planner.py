@@ -33,7 +33,8 @@ BoolArray = npt.NDArray[np.bool_]
 
 
 class Planner:
-    """Chooses rows. `proposer` guesses tokens for decode rows when given."""
+    """Chooses rows. A `proposer` guesses tokens for decode rows; it needs to see every token, so such rows are not planned
+    ahead of results: what a lagging pipeline would hide, speculation has to earn."""
 
     def __init__(self, state: State, fit: StepTimeFit, proposer: Proposer | None) -> None:
         self._state = state
@@ -62,7 +63,8 @@ class Planner:
         computed, limit = table.computed[order], table.limit[order]
         total = table.known[order] + table.pending[order]
         due = np.minimum(total, limit - 1) - computed
-        due[table.verifying[order]] = 0
+        if self._proposer is not None:
+            due[table.pending[order] > 0] = 0
         decoding = (due == 1) & (total < limit)
         decode = np.flatnonzero(decoding)[: state.limits.max_batch_tokens]
         want = np.ones(len(order), np.int32)
@@ -152,7 +154,6 @@ class Planner:
             return
         room = np.minimum(table.limit[order] - total - 1, table.capacity[order] - table.computed[order] - 1)[decode]
         room = np.minimum(room, state.limits.max_drafts)
-        room[table.pending[order][decode] > 0] = 0
         room[np.cumsum(room) > spare] = 0
         if any(entry.cornered for entry in state.running) or not room.any():
             return

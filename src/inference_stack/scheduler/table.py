@@ -5,7 +5,6 @@
     pending    tokens that steps in flight will sample (placeholders)         ┘
     limit      the length at which the completion ends; the last token's KV is never needed
     capacity   tokens that the block tables have room for
-    verifying  a step with drafts is in flight: how many it accepts decides what comes next
 
 Knows nothing of requests. A slot that was released keeps its columns until it is assigned again, so that late results of
 steps in flight may still write there without harm.
@@ -31,7 +30,6 @@ class SlotTable:
         self.limit = np.zeros(size, np.int32)
         self.capacity = np.zeros(size, np.int32)
         self.published = np.zeros(size, np.int32)
-        self.verifying = np.zeros(size, np.bool_)
         self._free = list(range(size - 1, -1, -1))
         self._fenced: deque[tuple[int, int]] = deque()
         self._released: list[int] = []
@@ -51,7 +49,7 @@ class SlotTable:
         slot = self._free.pop()
         self.known[slot], self.computed[slot], self.limit[slot] = known, computed, limit
         self.capacity[slot], self.published[slot] = capacity, published
-        self.pending[slot], self.verifying[slot] = 0, False
+        self.pending[slot] = 0
         return slot
 
     def release(self, slot: int, fence: int | None) -> None:
@@ -77,7 +75,6 @@ class SlotTable:
         """A step with these rows is in flight."""
         self.computed[slots] += num_tokens
         self.pending[slots] += samples
-        self.verifying[slots] = samples > 1
 
     def settle(self, slots: IntArray, samples: IntArray, counts: IntArray) -> IntArray:
         """That step's results: `counts` of the `samples` are real. Returns how many fell short; their KV is void."""
@@ -85,5 +82,4 @@ class SlotTable:
         self.pending[slots] -= samples
         self.known[slots] += counts
         self.computed[slots] -= short
-        self.verifying[slots] = False
         return short

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.artifacts.gguf_writer import ARRAY, STRING, UINT32, Gguf, array, scalar, string
 
 from inference_stack.artifacts.gguf import GgufFile
 from inference_stack.core.errors import InferenceError
+from tests.artifacts.gguf_writer import ARRAY, STRING, UINT32, Gguf, array, scalar, string
 
 VALUES = {
     0: 200,

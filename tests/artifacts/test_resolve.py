@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from tests.artifacts.gguf_writer import Gguf
 
 from inference_stack.artifacts.catalogue import KNOWN, available
 from inference_stack.artifacts.resolve import resolve
 from inference_stack.artifacts.safetensors_files import INDEX, stored_tensors
 from inference_stack.core.errors import InferenceError
+from tests.artifacts.gguf_writer import Gguf
 
 
 def safetensors_directory(root: Path, *names: str) -> Path:

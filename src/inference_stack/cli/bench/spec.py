@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from inference_stack.config.schema import knob
@@ -88,4 +89,4 @@ class Outcome:
     @property
     def gaps(self) -> list[float]:
         """Seconds between one text event and the next."""
-        return [later - earlier for earlier, later in zip(self.events, self.events[1:], strict=False)]
+        return [later - earlier for earlier, later in pairwise(self.events)]

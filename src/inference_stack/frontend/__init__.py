@@ -1,1 +1,1 @@
-"""Text to tokens and back: templates, tokenisers, incremental detokenisation, stop strings. Nothing of HTTP or engines."""
+"""Text to tokens and back: templates, tokenisers, detokenisation, stop strings. Nothing of HTTP or engines."""

@@ -6,7 +6,8 @@ emitted so far and it stands where the old one stood. Knows tokens and text; JSO
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from inference_stack.core.request import FinishReason
@@ -77,7 +78,8 @@ class TextAssembler:
         self._detokenizer = detokenizer(tokenizer, prompt, skip_special_tokens=options.skip_special_tokens)
         self._stops = StopMatcher(options.stop, include=options.include_stop_str_in_output)
         self._decoded = self._shown = offset
-        self._waiting: list[tuple[int, TokenEntry]] = []
+        self._waiting: deque[tuple[int, TokenEntry]] = deque()
+        self._released: list[TokenEntry] = []
         self.tokens = 0
         self.finished = False
 
@@ -113,17 +115,24 @@ class TextAssembler:
             self._waiting.append((self._decoded, entry))
         matched = self._stops.feed(text, armed=self.tokens >= self._options.min_tokens)
         self._show(texts, matched.text)
+        if matched.stop is None:
+            self._release(lambda end, _: end <= self._shown)
         return matched.stop
 
     def _show(self, texts: list[str], text: str) -> None:
         texts.append(text)
         self._shown += len(text)
 
+    def _release(self, complete: Callable[[int, TokenEntry], bool]) -> None:
+        """Make the entries that come first and are `complete` part of the next answer. Done per token, so chunks do not matter."""
+        while self._waiting and complete(*self._waiting[0]):
+            self._released.append(self._waiting.popleft()[1])
+
     def _stopped(self, texts: list[str], stop: str) -> TextDelta:
         """The end by a stop string: tokens that lie wholly in what was cut off are not reported."""
         self.finished = True
-        self._waiting = [(end, entry) for end, entry in self._waiting if entry.offset < self._shown]
-        return self._delta(texts, FinishReason.STOP, stop, everything=True)
+        self._release(lambda _, entry: entry.offset < self._shown)
+        return self._delta(texts, FinishReason.STOP, stop)
 
     def _end(self, texts: list[str], finish: FinishReason, stop_token: int | None) -> TextDelta:
         """The end that the engine decided; text that was held back comes out, unless it completes a stop string."""
@@ -132,19 +141,12 @@ class TextAssembler:
             return self._stopped(texts, stop)
         self._show(texts, self._stops.flush())
         self.finished = True
-        return self._delta(texts, finish, stop_token, everything=True)
+        self._release(lambda *_: True)
+        return self._delta(texts, finish, stop_token)
 
-    def _delta(
-        self, texts: list[str], finish: FinishReason | None, reason: str | int | None, everything: bool = False
-    ) -> TextDelta:
-        """The answer, with the entries of all tokens whose text has come out completely."""
-        ready = len(self._waiting) if everything else self._ready()
-        entries = tuple(entry for _, entry in self._waiting[:ready])
-        del self._waiting[:ready]
+    def _delta(self, texts: list[str], finish: FinishReason | None, reason: str | int | None) -> TextDelta:
+        entries, self._released = tuple(self._released), []
         return TextDelta(text="".join(texts), entries=entries, finish=finish, stop_reason=reason)
-
-    def _ready(self) -> int:
-        return next((i for i, (end, _) in enumerate(self._waiting) if end > self._shown), len(self._waiting))
 
 
 def prompt_entries(

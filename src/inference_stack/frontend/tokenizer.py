@@ -53,10 +53,7 @@ class Tokenizer:
 
         Raises a 400 error where the text is not Unicode (half of a surrogate pair).
         """
-        if allow_special:
-            ids = _ids(self.raw, text)
-        else:
-            ids = self._plain.encode(text, first=True)
+        ids = _ids(self.raw, text) if allow_special else self._plain.encode(text, first=True)
         return [*self.prefix, *ids, *self.suffix] if add_special_tokens else ids
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:

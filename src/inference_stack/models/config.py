@@ -17,6 +17,11 @@ from inference_stack.ops.api import Activation
 Raw = Mapping[str, Any]
 RopeKind = Literal["default", "linear", "llama3", "yarn"]
 
+MAX_SIZE = 1 << 31
+MAX_LAYERS = 1 << 12
+MAX_POSITIONS = 1 << 24
+"""Bounds on what a configuration can make this program allocate before the first tensor contradicts it."""
+
 ROPE_KINDS = ("default", "linear", "llama3", "yarn")
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
@@ -97,18 +102,18 @@ def config_from_hf(raw: Raw, generation: Raw | None = None) -> ModelConfig:
     """
     architecture = _architecture(raw)
     _refuse(raw)
-    hidden, heads = integer(raw, "hidden_size"), integer(raw, "num_attention_heads")
-    head_dim = integer(raw, "head_dim", 256 if architecture == "gemma3" else hidden // heads)
-    positions = integer(raw, "max_position_embeddings")
+    hidden, heads = positive(raw, "hidden_size"), positive(raw, "num_attention_heads")
+    head_dim = positive(raw, "head_dim", 256 if architecture == "gemma3" else hidden // heads)
+    positions = positive(raw, "max_position_embeddings", at_most=MAX_POSITIONS)
     rope, window_rope = _ropes(raw, architecture, positions)
     scale_base = number(raw, "query_pre_attn_scalar", 256.0) if architecture == "gemma3" else float(head_dim)
     config = ModelConfig(
         architecture=architecture,
-        vocab_size=integer(raw, "vocab_size"),
+        vocab_size=positive(raw, "vocab_size"),
         hidden_size=hidden,
-        intermediate_size=integer(raw, "intermediate_size"),
+        intermediate_size=positive(raw, "intermediate_size"),
         heads=heads,
-        kv_heads=integer(raw, "num_key_value_heads", heads),
+        kv_heads=positive(raw, "num_key_value_heads", heads),
         head_dim=head_dim,
         windows=effective(_windows(raw, architecture), positions),
         max_positions=positions,
@@ -127,23 +132,19 @@ def config_from_hf(raw: Raw, generation: Raw | None = None) -> ModelConfig:
 
 
 def check(config: ModelConfig) -> None:
-    """Raise `unsupported_model` for dimensions that no model can have."""
-    for name in (
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "heads",
-        "kv_heads",
-        "head_dim",
-        "layers",
-        "max_positions",
-    ):
-        if getattr(config, name) < 1:
-            raise unsupported_model(f"The model's configuration gives {name} as {getattr(config, name)}.")
+    """Raise `unsupported_model` for dimensions that do not go together."""
     if config.heads % config.kv_heads:
         raise unsupported_model(f"{config.heads} attention heads cannot share {config.kv_heads} KV heads evenly.")
     if config.head_dim % 2:
         raise unsupported_model(f"A head dimension of {config.head_dim} is odd; rotary embeddings need an even one.")
+    for rope in (config.rope, config.window_rope or config.rope):
+        _check_rope(rope)
+
+
+def _check_rope(rope: RopeConfig) -> None:
+    sound = rope.theta > 1 and rope.factor > 0 and rope.beta_fast > 0 and rope.beta_slow > 0
+    if not sound or rope.high_freq_factor <= rope.low_freq_factor or rope.low_freq_factor <= 0:
+        raise unsupported_model(f"These rotary embedding parameters make no sense: {rope}.")
 
 
 def effective(windows: tuple[int | None, ...], positions: int) -> tuple[int | None, ...]:
@@ -164,6 +165,22 @@ def integer(raw: Raw, key: str, default: int | None = None) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise unsupported_model(f"The model's configuration needs a whole number {key!r}; it has {value!r}.")
     return value
+
+
+def positive(raw: Raw, key: str, default: int | None = None, at_most: int = MAX_SIZE) -> int:
+    """A whole number from 1, or the default where the key is missing or null. Raises naming the key."""
+    value = integer(raw, key, default)
+    if not 1 <= value <= at_most:
+        raise unsupported_model(f"The model's configuration needs {key!r} between 1 and {at_most}; it has {value}.")
+    return value
+
+
+def mapping(raw: Raw, key: str) -> dict[str, Any]:
+    """An object, empty where the key is missing or null. Raises naming the key."""
+    value = raw.get(key)
+    if value is not None and not isinstance(value, Mapping):
+        raise unsupported_model(f"The model's configuration needs an object {key!r}; it has {value!r}.")
+    return dict(value or {})
 
 
 def number(raw: Raw, key: str, default: float | None = None) -> float:
@@ -217,7 +234,7 @@ def _eos(raw: Raw | None) -> tuple[int, ...]:
 
 def _windows(raw: Raw, architecture: str) -> tuple[int | None, ...]:
     """Attention window of each layer, with the defaults that Hugging Face's configurations have."""
-    layers = integer(raw, "num_hidden_layers")
+    layers = positive(raw, "num_hidden_layers", at_most=MAX_LAYERS)
     if architecture == "llama":
         return (None,) * layers
     window = integer(raw, "sliding_window", 4096) if raw.get("sliding_window", 4096) is not None else None
@@ -235,7 +252,7 @@ def _windowed(raw: Raw, architecture: str, layers: int) -> list[bool]:
             raise unsupported_model(f"layer_types {kinds!r} do not describe {layers} sliding or full attention layers.")
         return [kind == "sliding_attention" for kind in kinds]
     if architecture == "gemma3":
-        pattern = integer(raw, "sliding_window_pattern", 6)
+        pattern = positive(raw, "sliding_window_pattern", 6)
         return [(layer + 1) % pattern != 0 for layer in range(layers)]
     first = integer(raw, "max_window_layers", 28)
     return [layer >= first for layer in range(layers)]
@@ -243,12 +260,10 @@ def _windowed(raw: Raw, architecture: str, layers: int) -> list[bool]:
 
 def _ropes(raw: Raw, architecture: str, positions: int) -> tuple[RopeConfig, RopeConfig | None]:
     """Rope of full and of windowed layers. Old files have rope_theta and rope_scaling, new ones rope_parameters."""
-    given = dict(raw.get("rope_parameters") or {})
+    given, scaling = mapping(raw, "rope_parameters"), mapping(raw, "rope_scaling")
     if architecture != "gemma3":
-        theta = number(raw, "rope_theta", 10000.0)
-        return rope_from_hf(given | dict(raw.get("rope_scaling") or {}), theta, positions), None
-    full = dict(given.get("full_attention") or {}) | dict(raw.get("rope_scaling") or {})
-    local = dict(given.get("sliding_attention") or {})
+        return rope_from_hf(given | scaling, number(raw, "rope_theta", 10000.0), positions), None
+    full, local = mapping(given, "full_attention") | scaling, mapping(given, "sliding_attention")
     return (
         rope_from_hf(full, number(raw, "rope_theta", 1e6), positions),
         rope_from_hf(local, number(raw, "rope_local_base_freq", 1e4), positions),
@@ -262,7 +277,7 @@ def rope_from_hf(raw: Raw, theta: float, positions: int) -> RopeConfig:
         raise unsupported_model(f"RoPE type {kind!r} is not supported. Supported: {', '.join(ROPE_KINDS)}.")
     if number(raw, "partial_rotary_factor", 1.0) != 1.0:
         raise unsupported_model("A partial_rotary_factor other than 1 is not supported.")
-    original = integer(raw, "original_max_position_embeddings", positions)
+    original = positive(raw, "original_max_position_embeddings", positions)
     attention = raw.get("attention_factor")
     return RopeConfig(
         theta=number(raw, "rope_theta", theta),

@@ -13,7 +13,19 @@ import numpy as np
 from inference_stack.artifacts.gguf import GgufFile
 from inference_stack.artifacts.gguf_dequant import dequantise
 from inference_stack.core.errors import unsupported_model
-from inference_stack.models.config import ModelConfig, Raw, RopeConfig, RopeKind, check, effective, integer, number
+from inference_stack.models.config import (
+    MAX_LAYERS,
+    MAX_POSITIONS,
+    ModelConfig,
+    Raw,
+    RopeConfig,
+    RopeKind,
+    check,
+    effective,
+    integer,
+    number,
+    positive,
+)
 
 GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
 SCALINGS: dict[str, RopeKind] = {"none": "default", "linear": "linear", "yarn": "yarn"}
@@ -31,21 +43,21 @@ def config_from_gguf(gguf: GgufFile) -> ModelConfig:
             f"Architecture not supported: {architecture!r} ({gguf.path}). Supported in GGUF files: "
             f"{', '.join(GGUF_ARCHITECTURES)}."
         )
-    if gguf.metadata.get("split.count", 1) > 1:
+    if integer(gguf.metadata, "split.count", 1) > 1:
         raise unsupported_model(f"{gguf.path} is one part of a split GGUF; merge the parts into one file first.")
     raw = _own_keys(gguf.metadata, architecture)
     _refuse_experts(raw)
-    hidden, heads = integer(raw, "embedding_length"), integer(raw, "attention.head_count")
-    head_dim = integer(raw, "attention.key_length", hidden // heads)
-    positions = integer(raw, "context_length")
+    hidden, heads = positive(raw, "embedding_length"), positive(raw, "attention.head_count")
+    head_dim = positive(raw, "attention.key_length", hidden // heads)
+    positions = positive(raw, "context_length", at_most=MAX_POSITIONS)
     rope = _rope(gguf, raw, head_dim, positions)
     config = ModelConfig(
         architecture=architecture,
         vocab_size=_vocab_size(gguf),
         hidden_size=hidden,
-        intermediate_size=integer(raw, "feed_forward_length"),
+        intermediate_size=positive(raw, "feed_forward_length"),
         heads=heads,
-        kv_heads=integer(raw, "attention.head_count_kv", heads),
+        kv_heads=positive(raw, "attention.head_count_kv", heads),
         head_dim=head_dim,
         windows=effective(_windows(raw, architecture), positions),
         max_positions=positions,
@@ -93,18 +105,18 @@ def _scale(raw: Raw, architecture: str, even_share: int, head_dim: int) -> float
 
 
 def _windows(raw: Raw, architecture: str) -> tuple[int | None, ...]:
-    layers = integer(raw, "block_count")
+    layers = positive(raw, "block_count", at_most=MAX_LAYERS)
     window = integer(raw, "attention.sliding_window", 0)
     if not window:
         return (None,) * layers
     if architecture != "gemma3":
         return (window,) * layers
     pattern = raw.get("attention.sliding_window_pattern", GEMMA3_PATTERN)
-    if isinstance(pattern, int):
+    if isinstance(pattern, int) and pattern > 0:
         return tuple(window if (layer + 1) % pattern else None for layer in range(layers))
-    if len(pattern) != layers:
-        raise unsupported_model(f"The sliding window pattern describes {len(pattern)} layers; the model has {layers}.")
-    return tuple(window if windowed else None for windowed in pattern)
+    if not isinstance(pattern, np.ndarray) or len(pattern) != layers:
+        raise unsupported_model(f"The sliding window pattern {pattern!r} does not describe {layers} layers.")
+    return tuple(window if windowed else None for windowed in pattern.tolist())
 
 
 def _window_rope(raw: Raw, architecture: str) -> RopeConfig | None:
@@ -118,7 +130,8 @@ def _rope(gguf: GgufFile, raw: Raw, head_dim: int, positions: int) -> RopeConfig
         raise unsupported_model(
             f"Rotating {raw['rope.dimension_count']} of {head_dim} head dimensions is not supported."
         )
-    kind = raw.get("rope.scaling.type", "linear" if "rope.scale_linear" in raw else "none")
+    stretched = "rope.scaling.factor" in raw or "rope.scale_linear" in raw
+    kind = raw.get("rope.scaling.type", "linear" if stretched else "none")
     if kind not in SCALINGS:
         raise unsupported_model(f"RoPE scaling {kind!r} is not supported. Supported: {', '.join(SCALINGS)}.")
     stretch = number(raw, "rope.scaling.factor", number(raw, "rope.scale_linear", 1.0))
@@ -129,7 +142,7 @@ def _rope(gguf: GgufFile, raw: Raw, head_dim: int, positions: int) -> RopeConfig
         theta=number(raw, "rope.freq_base", 1e6 if gguf.metadata["general.architecture"] == "gemma3" else 1e4),
         kind=SCALINGS[kind],
         factor=stretch,
-        original_positions=integer(raw, "rope.scaling.original_context_length", positions),
+        original_positions=positive(raw, "rope.scaling.original_context_length", positions),
         beta_fast=number(raw, "rope.scaling.yarn_beta_fast", 32.0),
         beta_slow=number(raw, "rope.scaling.yarn_beta_slow", 1.0),
         divisors=_divisors(gguf, head_dim),

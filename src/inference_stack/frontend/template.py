@@ -136,10 +136,21 @@ class _GenerationTag(Extension):
 class _Namespace(Namespace):
     """Jinja's `namespace`, which refuses names that begin with an underscore."""
 
+    def __init__(*args: Any, **names: Any) -> None:  # no named self: a template may call an attribute so
+        self, *pairs = args
+        values = dict(*pairs, **names)
+        for name in values:
+            _check_attribute(name)
+        Namespace.__init__(self, values)
+
     def __setitem__(self, name: str, value: Any) -> None:
-        if name.startswith("_"):
-            raise SecurityError(f"a namespace may not have the attribute {name!r}")
+        _check_attribute(name)
         super().__setitem__(name, value)
+
+
+def _check_attribute(name: object) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise SecurityError(f"a namespace may not have the attribute {name!r}")
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

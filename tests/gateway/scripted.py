@@ -116,10 +116,12 @@ class ScriptedDispatch:
         self.script = script
         self.metrics = metrics
         self.requests: list[Request] = []
+        self.streams: list[ScriptedStream] = []
         self.aborted: list[str] = []
         self.emitted = 0
         self.holding = asyncio.Event()
         self.refusal: InferenceError | None = None
+        self.submit_refusal: InferenceError | None = None
         self.ready = True
 
     def models(self) -> dict[str, ModelInfo]:
@@ -135,6 +137,13 @@ class ScriptedDispatch:
             raise model_not_found(model)
 
     def submit(self, request: Request) -> TokenStream:
+        if self.submit_refusal is not None:
+            raise self.submit_refusal
         self.requests.append(request)
         self.metrics.observe_instance(InstanceStats(model=self.model.name, running=1, kv_blocks_total=8))
-        return ScriptedStream(self, request)
+        self.streams.append(ScriptedStream(self, request))
+        return self.streams[-1]
+
+    def settled(self) -> bool:
+        """Whether every stream has ended or was aborted."""
+        return all(stream.ended or stream.aborted.is_set() for stream in self.streams)

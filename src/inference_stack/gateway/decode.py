@@ -34,6 +34,9 @@ UNSUPPORTED: Final = {
 }  # fmt: skip
 """Parameters that exist elsewhere, and the ability they ask for."""
 
+PLAIN: Final = ("store", "best_of", "service_tier", "suffix")
+"""Those of them whose harmless values are simple enough for a client to get the type wrong."""
+
 AT: Final = re.compile(r" - at `(?P<path>\$[^`]*|key` in `\$[^`]*)`$")
 TYPES: Final = {
     "int": "an integer", "float": "a number", "str": "a string", "bool": "a boolean", "array": "an array",
@@ -78,8 +81,11 @@ def _explain(finding: str, body: bytes) -> NoReturn:
     head = re.split(r"[.\[]", param)[0]
     if unknown := UNKNOWN.match(what):
         _unknown(f"{param}.{unknown['name']}" if param else unknown["name"], unknown["name"])
-    if head in UNSUPPORTED and not (MISSING.match(what) or WRONG_TYPE.match(what)):
-        raise unsupported(param, UNSUPPORTED[head])
+    if head in UNSUPPORTED and not (WRONG_TYPE.match(what) and head in PLAIN):
+        raise unsupported(head, UNSUPPORTED[head])
+    tail = param.rpartition(".")[2]
+    if tail in UNSUPPORTED:
+        raise unsupported(param, UNSUPPORTED[tail])
     if missing := MISSING.match(what):
         full = f"{param}.{missing['name']}" if param else missing["name"]
         raise invalid(f"Missing required parameter: '{full}'.", param=full, code="missing_required_parameter")

@@ -36,4 +36,4 @@ class MetricsObserver:
 
     def observe_moved(self, requests: int, reason: str) -> None:
         """Requests were lost with a worker and go on elsewhere."""
-        self._metrics.resumed.labels(reason).inc(requests)
+        self._metrics.resumed.inc(requests)

@@ -134,9 +134,7 @@ class Metrics:
         self.decode = self._histogram("decode_seconds", "From the first token to the last.", LATENCY)
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of completions that started.", "model")
         self.generation_tokens = self._counter("generation_tokens", "Tokens generated for clients.", "model")
-        self.resumed = self._counter(
-            "continuations", "Completions moved to another worker, by grade.", "model", "grade"
-        )
+        self.resumed = self._counter("continuations", "Completions that outlived their worker.")
 
     def _engine_metrics(self) -> None:
         self.running = self._gauge("requests_running", "Completions in the engine's batch.", "model", "instance")

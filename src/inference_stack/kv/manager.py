@@ -187,16 +187,12 @@ class KvManager:
     def allocate(self, sequence: Sequence, blocks: int) -> bool:
         """Grow every group's table to `blocks` entries, or none (False)."""
         missing = blocks - sequence.blocks
-        taken: list[list[int]] = []
-        for pool in self.pools:
-            got: list[int] = []
-            taken.append(got)
-            while len(got) < missing:
-                block = pool.take()
-                if block is None:
-                    self._undo(taken)
-                    return False
-                got.append(block)
+        frugal = len(self.pools) > 1 and self.claiming
+        taken = self._take(missing, frugal)
+        if taken is None and len(self.pools) > 1 and not frugal:
+            taken = self._take(missing, frugal=True)
+        if taken is None:
+            return False
         for table, got in zip(sequence.tables, taken, strict=True):
             table += got
         sequence.blocks = blocks
@@ -275,7 +271,17 @@ class KvManager:
             if block is None or self.pools[group].hash_of(block) != name:
                 raise RuntimeError(f"{self.pools[group].name}: the index names block {block}, whose content is another")
 
-    def _undo(self, taken: list[list[int]]) -> None:
-        """Give back blocks that no step has seen."""
-        for pool, blocks in zip(self.pools, taken, strict=False):
-            release_all(pool, reversed(blocks), None)
+    def _take(self, count: int, frugal: bool) -> list[list[int]] | None:
+        """`count` blocks of every group, or nothing. Blocks given back here were seen by no step: no fence."""
+        taken: list[list[int]] = []
+        for pool in self.pools:
+            got: list[int] = []
+            taken.append(got)
+            while len(got) < count:
+                block = pool.take(frugal)
+                if block is None:
+                    for other, blocks in zip(self.pools, taken, strict=False):
+                        release_all(other, reversed(blocks), None)
+                    return None
+                got.append(block)
+        return taken

@@ -24,6 +24,8 @@ USED: Final = 1
 FENCED: Final = 2
 CACHED: Final = 3
 ABSENT: Final = 4
+LIVE: Final = (0, 1, 1, 0, 0)
+"""Whether a block in this state holds its slab back."""
 STATE_NAMES: Final = ("free", "used", "fenced", "cached", "absent")
 
 CLASSES: Final = 4
@@ -105,11 +107,14 @@ class BlockPool:
 
     # -- life of a block
 
-    def take(self) -> int | None:
-        """One block with one reference: free, else from a fresh slab, else evicted here, else from a reclaimed slab."""
+    def take(self, frugal: bool = False) -> int | None:
+        """One block with one reference: a free one, else from a free slab, else evicted here, else from a reclaimed slab.
+
+        `frugal` evicts here before taking a slab, for when other groups need the slabs more.
+        """
         block = self._lists.head(FREE_LIST)
         if block == -1:
-            block = self._make_room()
+            block = self._room(frugal)
             if block == -1:
                 return None
         self._lists.remove(block)
@@ -248,10 +253,14 @@ class BlockPool:
         """Change state and keep the tallies of the pool and of the slab."""
         before = self._state[block]
         slab = block // self.blocks_per_slab
-        self._tally[before] -= 1
-        self._tally[state] += 1
-        self._live[slab] += (state in (USED, FENCED)) - (before in (USED, FENCED))
-        self._cached[slab] += (state == CACHED) - (before == CACHED)
+        tally = self._tally
+        tally[before] -= 1
+        tally[state] += 1
+        self._live[slab] += LIVE[state] - LIVE[before]
+        if state == CACHED:
+            self._cached[slab] += 1
+        elif before == CACHED:
+            self._cached[slab] -= 1
         self._state[block] = state
 
     def _idle(self, block: int) -> None:
@@ -269,28 +278,27 @@ class BlockPool:
         self._move(block, FREE)
         self._lists.push(FREE_LIST, block)
 
-    def _make_room(self) -> int:
-        """A block that is now in the free list, or -1. Own cached content goes before another pool's."""
-        if self._slabs.free == 0 and self.cached:
+    def _room(self, frugal: bool) -> int:
+        """A block that may be overwritten, still in its list; or -1."""
+        if self._tally[CACHED] and (frugal or self._slabs.free == 0):
             return self._evict()
         slab = self._slabs.take(self)
         if slab is None:
-            return self._evict() if self.cached else -1
+            return self._evict() if self._tally[CACHED] else -1
         self._live[slab] = self._cached[slab] = 0
-        for block in self._slab_blocks(slab):
+        blocks = self._slab_blocks(slab)
+        for block in blocks:
             self._state[block] = FREE
             self._lists.push(FREE_LIST, block)
         self._tally[FREE] += self.blocks_per_slab
-        return slab * self.blocks_per_slab
+        return blocks.start
 
     def _evict(self) -> int:
-        """Forget the cached block of least key; it is free now."""
+        """Forget the content of the cached block of least key."""
         heads = [head for head in map(self._lists.head, range(CLASSES)) if head != -1]
-        block = min(heads, key=self._key.__getitem__)
+        block = heads[0] if len(heads) == 1 else min(heads, key=self._key.__getitem__)
         self._clock = self._key[block]
-        self._lists.remove(block)
         self._forget(block)
-        self._set_free(block)
         return block
 
     def _forget(self, block: int) -> None:

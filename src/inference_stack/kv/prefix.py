@@ -23,17 +23,20 @@ class BlockHasher:
 
     def __init__(self, model: str, key: bytes = DEFAULT_KEY) -> None:
         self._model = model
-        self._key = key
+        self._keyed = blake2b(digest_size=HASH_BYTES, key=key)
 
     def root(self, adapter: str = "", salt: str = "") -> bytes:
         """The name of the empty prefix: what every block of this model, adapter and tenant descends from."""
         identity = "\0".join((self._model, adapter, salt)).encode()
-        return blake2b(identity, digest_size=HASH_BYTES, key=self._key).digest()
+        state = self._keyed.copy()
+        state.update(identity)
+        return state.digest()
 
     def block(self, parent: bytes, tokens: Sequence[int], extra: bytes = b"") -> bytes:
         """The name of one full block. `extra` is the content hash of images that its placeholder tokens stand for."""
-        content = array("q", tokens).tobytes() + extra
-        return blake2b(parent + content, digest_size=HASH_BYTES, key=self._key).digest()
+        state = self._keyed.copy()
+        state.update(parent + array("i", tokens).tobytes() + extra)
+        return state.digest()
 
     def chain(self, root: bytes, tokens: Sequence[int], extra: Mapping[int, bytes] | None = None) -> list[bytes]:
         """The names of all full blocks of `tokens`. `extra[i]` belongs to block i."""

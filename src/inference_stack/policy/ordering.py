@@ -41,7 +41,8 @@ class OrderingPolicy(Protocol):
         ...
 
     def displaces(self, request: Request, other: Request) -> bool:
-        """Whether a waiting `request` may take memory or a slot from a running `other`."""
+        """Whether a waiting `request` may take memory or a slot from a running `other`. If not from the last in order, then
+        from nobody."""
         ...
 
     def victim(self, candidates: Iterable[R]) -> R | None:

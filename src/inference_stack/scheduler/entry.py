@@ -29,7 +29,7 @@ class Entry:
     cornered       it could not grow although it was alone: it runs alone, one block per step, with the arena claimed
     waits_for      the name of the block that a running request is computing for it
     leads          names of this many first blocks were registered as being computed by it
-    plain          the next delta carries tokens and nothing else
+    plain          no row is ignored and the next delta carries tokens alone: the fast path of results
     """
 
     request: Request

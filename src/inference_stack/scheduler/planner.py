@@ -29,7 +29,6 @@ MAX_SCAN: Final = 64
 
 Places = npt.NDArray[np.intp]
 """Indices into the running requests."""
-BoolArray = npt.NDArray[np.bool_]
 
 
 class Planner:
@@ -58,57 +57,52 @@ class Planner:
 
     def _running_rows(self, rows: Rows) -> StepBudget:
         """Decode rows and prompt chunks of running requests; returns what is left of the step."""
-        state, table = self._state, self._state.table
-        order = state.order()
-        computed, limit = table.computed[order], table.limit[order]
-        total = table.known[order] + table.pending[order]
+        state = self._state
+        order, running = state.order(), list(state.running)
+        computed, total, limit, capacity = state.table.rows(order)
         due = np.minimum(total, limit - 1) - computed
         if self._proposer is not None:
-            due[table.pending[order] > 0] = 0
+            due[state.table.pending[order] > 0] = 0
         decoding = (due == 1) & (total < limit)
-        decode = np.flatnonzero(decoding)[: state.limits.max_batch_tokens]
+        chunking = (due > 0) & ~decoding
+        decode = decoding.nonzero()[0]
+        if len(decode) > state.limits.max_batch_tokens:
+            decode = decode[: state.limits.max_batch_tokens]
+            decoding[decode[-1] + 1 :] = False
         want = np.ones(len(order), np.int32)
-        self._propose(rows, order, decode, total, want)
-        budget = self._budget(len(decode), int(want[decode].sum()), int((computed + want)[decode].sum()))
-        needs_block = np.zeros(len(order), np.bool_)
-        needs_block[decode] = (computed + want > table.capacity[order])[decode]
-        chunks = (due > 0) & ~decoding
-        keep = np.ones(len(order), np.bool_)
-        running = list(state.running)
-        for place in np.flatnonzero(needs_block | chunks).tolist():
+        drafts = self._propose(running, decode, np.minimum(limit - total, capacity - computed) - 1, want)
+        budget = self._budget(decode, want, computed)
+        lacking = decoding & (computed + want > capacity)
+        found = np.ones(len(order), np.bool_)
+        for place in (lacking | chunking).nonzero()[0].tolist():
             entry = running[place]
             if entry.slot == NO_SLOT:
                 continue
-            if chunks[place]:
+            if chunking[place]:
                 self._chunk(entry, int(computed[place]), int(due[place]), rows, budget)
             else:
-                keep[place] = self._secure(entry, int(computed[place] + want[place]), rows)
-        self._keep_decode(rows, decode, order, want, keep, running)
+                found[place] = self._secure(entry, int(computed[place] + want[place]), rows)
+        if len(running) != len(state.running):
+            found &= np.array([entry.slot != NO_SLOT for entry in running], np.bool_)
+        kept = found[decode]
+        decode = decode[kept]
+        rows.decode(order[decode], computed[decode], want[decode], None if drafts is None else drafts[kept])
         return budget
 
-    def _budget(self, rows: int, tokens: int, context: int) -> StepBudget:
-        limits = self._state.limits
+    def _budget(self, decode: Places, want: IntArray, computed: IntArray) -> StepBudget:
+        """The step's budget with its decode rows charged. The time target only counts while something decodes."""
+        limits, rows = self._state.limits, len(decode)
         budget = StepBudget(limits.max_batch_tokens, limits.itl_target if rows else None, self._fit.model)
+        tokens = rows if self._proposer is None else int(want[decode].sum())
+        context = int(computed[decode].sum()) + tokens if limits.itl_target is not None else 0
         budget.charge(tokens, rows, context)
         return budget
-
-    def _keep_decode(
-        self, rows: Rows, decode: Places, order: IntArray, want: IntArray, keep: BoolArray, running: list[Entry]
-    ) -> None:
-        """Decode rows that have their blocks and were not preempted in this pass."""
-        if len(running) != len(self._state.running):
-            keep &= np.array([entry.slot != NO_SLOT for entry in running], np.bool_)
-        kept = keep[decode]
-        rows.decode_slots = order[decode][kept]
-        rows.decode_tokens = want[decode][kept]
-        if rows.drafts is not None:
-            rows.drafts = rows.drafts[kept]
 
     def _chunk(self, entry: Entry, start: int, due: int, rows: Rows, budget: StepBudget) -> None:
         """As much of the prompt as the step has room for."""
         tokens = budget.chunk(start, min(due, BLOCK_TOKENS) if entry.cornered else due)
         if tokens > 0 and self._secure(entry, start + tokens, rows):
-            rows.add_chunk(entry.slot, tokens)
+            rows.chunk(entry, start, tokens)
             budget.charge_chunk(start, tokens)
 
     def _secure(self, entry: Entry, tokens: int, rows: Rows) -> bool:
@@ -146,25 +140,21 @@ class Planner:
         state.corner(entry)
         return True
 
-    def _propose(self, rows: Rows, order: IntArray, decode: Places, total: IntArray, want: IntArray) -> None:
-        """Ask for drafts where every token is known and there is room; `want` becomes 1 + drafts."""
-        state, table = self._state, self._state.table
-        spare = state.limits.max_batch_tokens - len(decode)
-        if self._proposer is None or not len(decode) or spare <= 0:
-            return
-        room = np.minimum(table.limit[order] - total - 1, table.capacity[order] - table.computed[order] - 1)[decode]
-        room = np.minimum(room, state.limits.max_drafts)
-        room[np.cumsum(room) > spare] = 0
-        if any(entry.cornered for entry in state.running) or not room.any():
-            return
-        known = [state.running[place].tokens for place in decode.tolist()]
-        drafts = self._proposer.propose(known, ints(np.maximum(room, 0)))
-        given = np.cumprod(drafts >= 0, axis=1).sum(axis=1) if drafts.shape[1] else np.zeros(len(decode), np.int32)
-        want[decode] += np.minimum(given, np.maximum(room, 0)).astype(np.int32)
-        if drafts.shape[1]:
-            rows.drafts = np.where(np.arange(drafts.shape[1]) < (want[decode] - 1)[:, None], drafts, -1).astype(
-                np.int32
-            )
+    def _propose(self, running: list[Entry], decode: Places, room: IntArray, want: IntArray) -> IntArray | None:
+        """Ask for drafts where `room` allows; `want` becomes 1 + drafts. Drafts never make anyone allocate or wait."""
+        limits = self._state.limits
+        if self._proposer is None or not len(decode) or running[0].cornered:
+            return None
+        asked = np.clip(room[decode], 0, limits.max_drafts)
+        asked[np.cumsum(asked) > limits.max_batch_tokens - len(decode)] = 0
+        if not asked.any():
+            return None
+        drafts = self._proposer.propose([running[place].tokens for place in decode.tolist()], ints(asked))
+        usable = (drafts >= 0) & (np.arange(drafts.shape[1]) < asked[:, None])
+        given = np.cumprod(usable, axis=1, dtype=np.int32).sum(axis=1, dtype=np.int32)
+        want[decode] += given
+        kept: IntArray = np.where(np.arange(drafts.shape[1]) < given[:, None], drafts, -1).astype(np.int32)
+        return kept
 
     # -- waiting requests
 
@@ -174,6 +164,8 @@ class Planner:
         if not state.waiting or not state.running or state.kv.yielding:
             return
         head = state.waiting[0]
+        if not state.ordering.displaces(head.request, state.running[-1].request):
+            return
         if head.resume_after > state.retired or self._waits(head) or head.alone or state.running[0].alone:
             return
         while not self._could_start(head):
@@ -252,4 +244,4 @@ class Planner:
             state.counters.prefix_hits += computed
         rows.new.append(entry.new_slot(computed))
         rows.note_blocks(entry, 0)
-        rows.add_chunk(entry.slot, tokens)
+        rows.chunk(entry, computed, tokens)

@@ -6,15 +6,13 @@ voided, mean nothing. Knows nothing of how the next rows are chosen.
 
 from __future__ import annotations
 
-from itertools import compress
-
 import numpy as np
 
 from inference_stack.core.errors import ErrorInfo
 from inference_stack.core.request import BLOCK_TOKENS, FinishReason
 from inference_stack.core.step import IntArray, StepResult, TokenDelta, TokenLogprob
 from inference_stack.policy.step_time import StepTimeFit
-from inference_stack.scheduler.entry import NO_SLOT, Entry
+from inference_stack.scheduler.entry import Entry
 from inference_stack.scheduler.state import Flight, State
 
 
@@ -38,9 +36,7 @@ class Results:
         counts = result.counts
         short = state.table.settle(flight.slots, flight.samples, counts)
         retired = flight.start + flight.num_tokens - short
-        told = len(state.deltas)
         ended = self._tokens(flight, result, retired)
-        state.counters.generation_tokens += sum(len(delta.tokens) for delta in state.deltas[told:])
         self._publish(flight, retired)
         for entry in ended:
             state.leave(entry)
@@ -52,46 +48,54 @@ class Results:
 
     def _tokens(self, flight: Flight, result: StepResult, retired: IntArray) -> list[Entry]:
         """Append every row's tokens and tell them; returns whose completion ended."""
-        deltas, ended, step = self._state.deltas, [], flight.step
-        special = set(result.errors) | set(result.logprobs) | set(result.prompt_logprobs)
-        rows = zip(flight.entries, result.counts.tolist(), result.tokens.tolist(), strict=True)
-        for row, (entry, count, sampled) in enumerate(rows):
-            if step <= entry.ignore_until:
+        special = result.errors or result.logprobs or result.prompt_logprobs
+        deltas = self._state.deltas
+        ended: list[Entry] = []
+        rows = zip(flight.entries, result.counts.tolist(), result.tokens[:, 0].tolist(), strict=True)
+        for row, (entry, count, token) in enumerate(rows):
+            if count != 1 or special or not entry.plain:
+                if self._row(row, entry, count, result, flight, int(retired[row])):
+                    ended.append(entry)
                 continue
-            if count == 1 and entry.plain and row not in special:
-                tokens = entry.tokens
-                token = sampled[0]
-                tokens.append(token)
-                finish = None
-                if len(tokens) >= entry.limit or token in entry.stops:
-                    finish = entry.finish_at(len(tokens))
-                    if finish is not None:
-                        ended.append(entry)
-                deltas.append(TokenDelta(request_id=entry.id, attempt=entry.attempt, tokens=(token,), finish=finish))
-            elif row in result.errors:
-                self._fail(entry, result.errors[row])
-            elif self._row(row, entry, sampled[:count], result, flight, int(retired[row])):
-                ended.append(entry)
+            tokens = entry.tokens
+            tokens.append(token)
+            finish = None
+            if len(tokens) >= entry.limit or token in entry.stops:
+                finish = entry.finish_at(len(tokens))
+                if finish is not None:
+                    ended.append(entry)
+            deltas.append(TokenDelta(request_id=entry.id, attempt=entry.attempt, tokens=(token,), finish=finish))
+        self._state.counters.generation_tokens += int(result.counts.sum())
         return ended
 
-    def _row(
-        self, row: int, entry: Entry, sampled: list[int], result: StepResult, flight: Flight, retired: int
-    ) -> bool:
-        """A row with anything beside one token: a first token, several, none, logprobs. True when the completion ended."""
+    def _row(self, row: int, entry: Entry, count: int, result: StepResult, flight: Flight, retired: int) -> bool:
+        """A row that is not one token and nothing else. True when the completion ended with it."""
+        if flight.step <= entry.ignore_until:
+            self._state.counters.generation_tokens -= count
+            return False
+        if row in result.errors:
+            self._state.counters.generation_tokens -= count
+            self._fail(entry, result.errors[row])
+            return False
         first = len(entry.tokens)
-        finish = None
-        for token in sampled:
-            entry.tokens.append(token)
-            finish = entry.finish_at(len(entry.tokens))
-            if finish is not None:
-                break
+        finish = self._append(entry, result.tokens[row, :count].tolist())
+        self._state.counters.generation_tokens -= first + count - len(entry.tokens)
         self._keep_prompt_logprobs(entry, int(flight.start[row]), result.prompt_logprobs.get(row, ()))
-        scored = not sampled and entry.limit == entry.prompt_len and retired >= entry.limit - 1
-        finish = FinishReason.LENGTH if scored else finish
+        if count == 0 and entry.limit == entry.prompt_len and retired >= entry.limit - 1:
+            finish = FinishReason.LENGTH
         fresh = tuple(entry.tokens[first:])
         if fresh or finish:
             self._tell(entry, fresh, result.logprobs.get(row, ())[: len(fresh)], finish)
         return finish is not None
+
+    def _append(self, entry: Entry, sampled: list[int]) -> FinishReason | None:
+        """Append tokens up to the one that ends the completion."""
+        for token in sampled:
+            entry.tokens.append(token)
+            finish = entry.finish_at(len(entry.tokens))
+            if finish is not None:
+                return finish
+        return None
 
     def _tell(
         self, entry: Entry, tokens: tuple[int, ...], logprobs: tuple[TokenLogprob, ...], finish: FinishReason | None
@@ -132,16 +136,13 @@ class Results:
     def _publish(self, flight: Flight, retired: IntArray) -> None:
         """Blocks that became full are remembered, and blocks that left their window freed."""
         state = self._state
-        full = retired // BLOCK_TOKENS
-        crossed = full > state.table.published[flight.slots]
-        for entry, slot, blocks, computed in zip(
-            compress(flight.entries, crossed),
-            flight.slots[crossed].tolist(),
-            full[crossed].tolist(),
-            retired[crossed].tolist(),
-            strict=True,
+        full: IntArray = retired // BLOCK_TOKENS
+        crossed = (full > state.table.published[flight.slots]).nonzero()[0]
+        for row, blocks, computed in zip(
+            crossed.tolist(), full[crossed].tolist(), retired[crossed].tolist(), strict=True
         ):
-            if entry.slot != slot or entry.slot == NO_SLOT or flight.step <= entry.ignore_until:
+            entry = flight.entries[row]
+            if entry.slot != flight.slots[row] or flight.step <= entry.ignore_until:
                 continue
             before = entry.sequence.published
             state.kv.publish(entry.sequence, entry.tokens, min(blocks, len(entry.tokens) // BLOCK_TOKENS))
@@ -160,5 +161,5 @@ class Results:
         counters = self._state.counters
         counters.steps += 1
         counters.step_seconds += result.seconds
-        context = int(flight.start.sum()) + int(flight.num_tokens.sum())
-        self._fit.observe(int(flight.num_tokens.sum()), len(flight.slots), context, result.seconds)
+        tokens = int(flight.num_tokens.sum())
+        self._fit.observe(tokens, len(flight.slots), int(flight.start.sum()) + tokens, result.seconds)

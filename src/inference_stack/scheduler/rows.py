@@ -11,29 +11,36 @@ from inference_stack.core.step import BlockDelta, IntArray, NewSlot, StepPlan, i
 from inference_stack.kv.manager import NO_BLOCK
 from inference_stack.scheduler.entry import Entry
 from inference_stack.scheduler.state import Flight, State
-from inference_stack.scheduler.table import SlotTable
+
+Columns = tuple[IntArray, IntArray, IntArray]
 
 
 class Rows:
     """The rows of one step: decode rows first, then prompt chunks. `starved`: a running request found no memory."""
 
     def __init__(self, groups: int) -> None:
-        self.decode_slots = ints()
-        self.decode_tokens = ints()
-        self.drafts: IntArray | None = None
         self.new: list[NewSlot] = []
         self.starved = False
-        self._chunk_slots: list[int] = []
-        self._chunk_tokens: list[int] = []
+        self._decode: Columns = (ints(), ints(), ints())
+        self._drafts: IntArray | None = None
+        self._chunks: tuple[list[int], list[int], list[int], list[int]] = ([], [], [], [])
         self._news: tuple[tuple[list[int], list[int], list[int]], ...] = tuple(([], [], []) for _ in range(groups))
 
     def __len__(self) -> int:
-        return len(self.decode_slots) + len(self._chunk_slots)
+        return len(self._decode[0]) + len(self._chunks[0])
 
-    def add_chunk(self, slot: int, tokens: int) -> None:
-        """A row that computes `tokens` tokens from where the slot stands."""
-        self._chunk_slots.append(slot)
-        self._chunk_tokens.append(tokens)
+    def decode(self, slots: IntArray, start: IntArray, tokens: IntArray, drafts: IntArray | None) -> None:
+        """Rows that compute the last known token, and drafts, and sample after each."""
+        self._decode = (slots, start, tokens)
+        self._drafts = drafts
+
+    def chunk(self, entry: Entry, start: int, tokens: int) -> None:
+        """A row of prompt. It samples when it reaches the last known token, unless no token is wanted."""
+        slots, starts, counts, samples = self._chunks
+        slots.append(entry.slot)
+        starts.append(start)
+        counts.append(tokens)
+        samples.append(int(start + tokens == len(entry.tokens) < entry.limit))
 
     def note_blocks(self, entry: Entry, start: int) -> None:
         """The worker learns the entry's block tables from index `start` on."""
@@ -44,16 +51,16 @@ class Rows:
                     index.append(position)
                     blocks.append(table[position])
 
-    def columns(self, table: SlotTable) -> tuple[IntArray, IntArray, IntArray, IntArray]:
-        """slots, start, num_tokens, samples. A row samples when it reaches the last token that exists or will exist."""
-        slots, tokens = self.decode_slots, self.decode_tokens
-        if self._chunk_slots:
-            slots = np.concatenate((slots, ints(self._chunk_slots)))
-            tokens = np.concatenate((tokens, ints(self._chunk_tokens)))
-        start = table.computed[slots]
-        total = table.known[slots] + table.pending[slots]
-        samples = np.where(total < table.limit[slots], start + tokens - total + 1, 0)
-        return slots, start, tokens, np.maximum(samples, 0).astype(np.int32)
+    def columns(self) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+        """slots, start, num_tokens, samples."""
+        slots, start, tokens = self._decode
+        if not self._chunks[0]:
+            return slots, start, tokens, tokens
+        decode = (slots, start, tokens, tokens)
+        slots, start, tokens, samples = (
+            np.concatenate((column, ints(chunk))) for column, chunk in zip(decode, self._chunks, strict=True)
+        )
+        return slots, start, tokens, samples
 
     def deltas(self) -> tuple[BlockDelta, ...]:
         """Block-table news, one per KV group."""
@@ -63,18 +70,18 @@ class Rows:
 
     def padded_drafts(self) -> IntArray | None:
         """Drafts of all rows, -1 where there are none."""
-        if self.drafts is None:
+        if self._drafts is None:
             return None
-        padding = np.full((len(self._chunk_slots), self.drafts.shape[1]), -1, np.int32)
-        return np.concatenate((self.drafts, padding))
+        padding = np.full((len(self._chunks[0]), self._drafts.shape[1]), -1, np.int32)
+        return np.concatenate((self._drafts, padding))
 
 
 def launch(rows: Rows, state: State) -> StepPlan:
     """Make the plan, and book it as in flight."""
-    slots, start, num_tokens, samples = rows.columns(state.table)
+    slots, start, num_tokens, samples = rows.columns()
     step = state.next_step
     state.next_step += 1
-    state.table.launch(slots, num_tokens, samples)
+    state.table.launch(slots, start + num_tokens, samples)
     entries = state.entries_at(slots.tolist())
     flight = Flight(step=step, entries=entries, slots=slots, start=start, num_tokens=num_tokens, samples=samples)
     state.flights.append(flight)

@@ -24,12 +24,8 @@ class SlotTable:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.computed = np.zeros(size, np.int32)
-        self.known = np.zeros(size, np.int32)
-        self.pending = np.zeros(size, np.int32)
-        self.limit = np.zeros(size, np.int32)
-        self.capacity = np.zeros(size, np.int32)
-        self.published = np.zeros(size, np.int32)
+        self._columns = np.zeros((6, size), np.int32)
+        self.computed, self.known, self.pending, self.limit, self.capacity, self.published = self._columns
         self._free = list(range(size - 1, -1, -1))
         self._fenced: deque[tuple[int, int]] = deque()
         self._released: list[int] = []
@@ -71,9 +67,15 @@ class SlotTable:
         self._released.clear()
         return released
 
-    def launch(self, slots: IntArray, num_tokens: IntArray, samples: IntArray) -> None:
-        """A step with these rows is in flight."""
-        self.computed[slots] += num_tokens
+    def rows(self, slots: IntArray) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+        """computed, known + pending, limit and capacity of these slots, as copies."""
+        computed, known, pending, limit, capacity, _ = self._columns.take(slots, axis=1)
+        known += pending
+        return computed, known, limit, capacity
+
+    def launch(self, slots: IntArray, end: IntArray, samples: IntArray) -> None:
+        """A step is in flight that computes these slots up to position `end` and samples so many tokens each."""
+        self.computed[slots] = end
         self.pending[slots] += samples
 
     def settle(self, slots: IntArray, samples: IntArray, counts: IntArray) -> IntArray:
@@ -81,5 +83,6 @@ class SlotTable:
         short: IntArray = samples - counts
         self.pending[slots] -= samples
         self.known[slots] += counts
-        self.computed[slots] -= short
+        if short.any():
+            self.computed[slots] -= short
         return short

@@ -12,15 +12,17 @@ from torch import Tensor
 from inference_stack.core.kv_spec import KvGroupSpec
 from inference_stack.core.request import BLOCK_TOKENS
 from inference_stack.models.api import Model
-from inference_stack.ops.api import GroupTable, KvLayer, Ops, StepInputs
+from inference_stack.ops.api import GroupTable, KvLayer, StepInputs
+from inference_stack.ops.facade import BoundOps
+from inference_stack.ops.purity import only_ops
 
-GRANULE = 64
+GRANULE = 512
 
 
 class PagedModel:
     """A model and the KV memory of `rows` sequences. Blocks are dealt in shuffled order; unused memory is NaN."""
 
-    def __init__(self, model: Model, ops: Ops, rows: int, max_tokens: int) -> None:
+    def __init__(self, model: Model, ops: BoundOps, rows: int, max_tokens: int) -> None:
         self.model, self.ops = model, ops
         self.blocks = -(-max_tokens // BLOCK_TOKENS)
         self.known = [0] * rows
@@ -39,10 +41,12 @@ class PagedModel:
     def step(self, queries: Sequence[Sequence[int]]) -> Tensor:
         """Compute these tokens of each row (which may be none) in one step; logits_TV of all of them."""
         inputs = self._inputs(queries)
-        hidden_TD = self.model.forward(self.ops, inputs)
+        with only_ops(self.ops):
+            hidden_TD = self.model.forward(self.ops, inputs)
+            logits_TV = self.model.logits(self.ops, self.ops.select(hidden_TD, inputs.sampled_S))
         for row, tokens in enumerate(queries):
             self.known[row] += len(tokens)
-        return self.model.logits(self.ops, self.ops.select(hidden_TD, inputs.sampled_S))
+        return logits_TV.clone()
 
     def greedy(self, prompts: Sequence[Sequence[int]], count: int, chunk: int) -> list[list[int]]:
         """Prefill in chunks, all rows together, then decode `count` tokens each."""

@@ -1,0 +1,92 @@
+"""Writes tiny models as GGUF files with the format's own package: its tensor names, its row order, its quantisation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from gguf.quants import quantize
+from transformers import PreTrainedModel
+
+from inference_stack.artifacts.files import ModelFiles
+from inference_stack.artifacts.resolve import resolve
+
+ARCHITECTURES = {
+    "llama": gguf.MODEL_ARCH.LLAMA,
+    "mistral": gguf.MODEL_ARCH.LLAMA,
+    "qwen2": gguf.MODEL_ARCH.QWEN2,
+    "qwen3": gguf.MODEL_ARCH.QWEN3,
+    "gemma3_text": gguf.MODEL_ARCH.GEMMA3,
+}
+
+
+def write(model: PreTrainedModel, path: Path, quantisation: gguf.GGMLQuantizationType) -> ModelFiles:
+    """The model with its matrices quantised, as a converter would write it."""
+    architecture = ARCHITECTURES[model.config.model_type]
+    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[architecture])
+    _metadata(writer, model.config)
+    names = gguf.get_tensor_name_map(architecture, model.config.num_hidden_layers)
+    for name, parameter in model.named_parameters():
+        own = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        values = _converted(name, parameter.detach().numpy(), model.config)
+        if values.ndim == 1:
+            writer.add_tensor(own, values)
+        else:
+            writer.add_tensor(own, quantize(values, quantisation), raw_dtype=quantisation)
+    if model.config.model_type == "llama" and model.config.rope_parameters["rope_type"] == "llama3":
+        writer.add_tensor("rope_freqs.weight", _llama3_divisors(model))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return resolve(str(path), path.parent)
+
+
+def _metadata(writer: gguf.GGUFWriter, config: Any) -> None:
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_eos_token_id(2)
+    writer.add_eot_token_id(5)
+    if getattr(config, "head_dim", None):
+        writer.add_key_length(config.head_dim)
+    _rope(writer, config)
+
+
+def _rope(writer: gguf.GGUFWriter, config: Any) -> None:
+    rope = config.rope_parameters
+    if config.model_type == "gemma3_text":
+        writer.add_sliding_window(config.sliding_window)
+        rope = rope["full_attention"]
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if rope["rope_type"] == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
+    if rope["rope_type"] == "yarn":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope["factor"])
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+
+
+def _converted(name: str, values: np.ndarray, config: Any) -> np.ndarray:
+    """Llama's q and k rows in interleaved rotary order; Gemma's norms with their 1."""
+    if config.model_type == "gemma3_text" and name.endswith("norm.weight"):
+        return values + 1
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
+    if heads is None or ARCHITECTURES[config.model_type] != gguf.MODEL_ARCH.LLAMA:
+        return values
+    halves = values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
+    return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(values.shape))
+
+
+def _llama3_divisors(model: PreTrainedModel) -> np.ndarray:
+    rotary = model.model.rotary_emb
+    plain, _ = rotary.compute_default_rope_parameters(model.config)
+    divisors: np.ndarray = (plain / rotary.inv_freq).numpy()
+    return divisors

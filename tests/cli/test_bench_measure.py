@@ -63,7 +63,7 @@ def test_the_report_prints_a_table_and_writes_json(
     assert written["completed"] == len(written["requests"]) == 4
     assert written["goodput_per_s"] > 0
     assert "hidden" not in file.read_text()
-    assert "TTFT, time to first token" in capsys.readouterr().out
+    assert "to first token (TTFT)" in capsys.readouterr().out
 
 
 def test_no_server_is_one_clear_error() -> None:

@@ -16,8 +16,6 @@ def serve_models(config: Config) -> int:
     from rich.console import Console
 
     from inference_stack.cli.compose import serve
-    from inference_stack.cli.models import fetch
 
-    fetch((entry.model for entry in config.models), config.cache_dir)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(serve(config, Console(stderr=True)))

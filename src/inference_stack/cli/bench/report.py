@@ -16,9 +16,9 @@ from inference_stack.cli.bench.spec import Load
 from inference_stack.core.seams import SystemClock
 
 LATENCIES = {
-    "ttft_ms": "TTFT, time to first token",
-    "tpot_ms": "TPOT, time per output token",
-    "itl_ms": "ITL, between chunks",
+    "ttft_ms": "to first token (TTFT)",
+    "tpot_ms": "per token (TPOT)",
+    "itl_ms": "between chunks (ITL)",
     "e2e_ms": "end to end",
 }
 TOTALS = {
@@ -57,7 +57,7 @@ def _latencies(result: dict[str, Any]) -> Table:
         table.add_column(name, justify="right")
     for key, label in LATENCIES.items():
         if result[key] is not None:
-            table.add_row(label, *(f"{result[key][column]:,.2f}" for column in columns))
+            table.add_row(label, *(f"{result[key][column]:,.1f}" for column in columns))
     return table
 
 

@@ -5,11 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inference_stack.config.tree import Config, ModelEntry, from_plain, to_plain
 from inference_stack.core.request import Continuation, FinishReason, Qos, Request, SamplingParams
 from inference_stack.core.step import BlockDelta, NewSlot, StepPlan, StepResult, TokenDelta, TokenLogprob, ints
 from inference_stack.wire.codec import ProtocolError, decode, encode
 from inference_stack.wire.deadlines import arrived, departing
-from inference_stack.wire.messages import Abort, Drain, StepReport, Submit
+from inference_stack.wire.messages import Abort, Configure, Drain, StepReport, Submit
 
 PARAMS = SamplingParams(logit_bias={3: -1.5}, stop_token_ids=(7,), logprobs=2)
 
@@ -22,6 +23,11 @@ def request(**changes: object) -> Request:
 def test_requests_survive() -> None:
     message = Submit(requests=(request(qos=Qos(priority=100, deadline=1.5), attempt=3),))
     assert decode(encode(message)) == message
+
+
+def test_configurations_survive() -> None:
+    config = Config(models=(ModelEntry(model="m", name="n"),))
+    assert from_plain(decode(encode(Configure(config=to_plain(config)))).config) == config
 
 
 def test_reports_survive() -> None:

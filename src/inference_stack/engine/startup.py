@@ -96,7 +96,7 @@ class Startup:
             arena = self._allocate(served)
             slabs = SlabPool(arena.geometry)
         workspace = Workspace(max_tokens=self._engine.max_batch_tokens, max_samples=self._engine.max_running)
-        ops = build_ops(self._device.name, workspace)
+        ops = build_ops(workspace)
         with account.stage("warm-up"):
             models = tuple(self._instance(model, arena, slabs, ops) for model in served)
             workspace.seal()

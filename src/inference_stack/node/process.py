@@ -34,16 +34,12 @@ class WorkerProcess:
         """The worker's process id."""
         return self._child.pid
 
-    async def kill(self) -> int:
-        """End it now, however stuck it is, and reap it; its exit status (negative: the signal)."""
-        self._child.kill()
-        status = await asyncio.to_thread(self._child.wait)
+    async def end(self, patience: float) -> int:
+        """Reap it, killing it after `patience` seconds, however stuck it is; its exit status (negative: the signal)."""
+        try:
+            status = await asyncio.to_thread(self._child.wait, patience)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            status = await asyncio.to_thread(self._child.wait)
         await self.link.close()
         return status
-
-    async def wait(self, seconds: float) -> int | None:
-        """Its exit status, or None if it still runs after `seconds`."""
-        try:
-            return await asyncio.to_thread(self._child.wait, seconds)
-        except subprocess.TimeoutExpired:
-            return None

@@ -37,6 +37,8 @@ from inference_stack.wire.messages import (
 log = logging.getLogger(__name__)
 
 PULSE_CHECKS_PER_LIMIT = 10
+FAREWELL_SECONDS = 2.0
+"""How long a worker that closed its link may take to exit by itself."""
 
 
 @dataclass(slots=True)
@@ -110,8 +112,7 @@ class Supervisor:
             return
         self._become("draining", "")
         await self._send(Drain())
-        if await self._worker.wait(seconds) is None:
-            await self._worker.kill()
+        await self._worker.end(seconds)
 
     async def _send(self, message: Submit | Abort | Drain | Configure) -> None:
         if self._worker is not None:
@@ -137,8 +138,8 @@ class Supervisor:
         for task in (listening, watching):
             task.cancel()
         await asyncio.gather(listening, watching, return_exceptions=True)
-        status = await worker.kill()
         self._worker = None
+        status = await worker.end(FAREWELL_SECONDS if listening in done else 0)
         return f"{next(iter(done)).result()} (exit status {status})"
 
     async def _listen(self, worker: WorkerProcess, dog: Watchdog) -> str:
@@ -184,7 +185,8 @@ class Supervisor:
         log.warning("worker %d: %s; %d requests move", now.pid, reason, len(self._outstanding))
         now.restarts += 1
         now.failures += now.state == "starting"
-        gave_up = now.failures >= self._config.node.max_start_failures
+        never_worked = not now.models and now.error is not None
+        gave_up = never_worked or now.failures >= self._config.node.max_start_failures
         self._become("failed" if gave_up else "starting", reason)
         if gave_up and now.error is None:
             now.error = ErrorInfo(message=f"worker: {reason}", type=SERVER_ERROR, code="worker_failed", status=503)

@@ -9,6 +9,7 @@ At most one `StepReport` per engine step. Deadlines cross machines as seconds fr
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from inference_stack.core.errors import ErrorInfo
 from inference_stack.core.kv_spec import KvGroupSpec
@@ -39,7 +40,7 @@ class ModelInfo:
 class Configure:
     """First message to a worker: its whole configuration, as the plain tree that `config` encodes."""
 
-    config: dict[str, object]
+    config: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

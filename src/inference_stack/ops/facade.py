@@ -1,0 +1,117 @@
+"""`BoundOps`: the object models and the runner call, one chosen implementation behind each op.
+
+It also says whether the caller is inside an op, which is how a purity check tells a model's own tensor work from an op's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor
+
+from inference_stack.ops.api import Activation, HeadSpec, KvLayer, Linear, SampleInputs, Sampled, Scored, StepInputs
+from inference_stack.ops.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One op's implementation: the callable, its name, and why it was chosen."""
+
+    run: Callable[..., Any]
+    name: str
+    reason: str
+
+
+class _Inside:
+    """Counts how deep the caller is inside ops."""
+
+    __slots__ = ("depth",)
+
+    def __init__(self) -> None:
+        self.depth = 0
+
+    def __enter__(self) -> None:
+        self.depth += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.depth -= 1
+
+
+class BoundOps:
+    """`Ops` over one workspace. Made by `registry.build_ops`."""
+
+    def __init__(self, choices: Mapping[str, Choice], workspace: Workspace) -> None:
+        self.workspace = workspace
+        self._choices = dict(choices)
+        self._inside = _Inside()
+        self._run = {op: choice.run for op, choice in choices.items()}
+
+    @property
+    def inside(self) -> bool:
+        """Whether an op is running."""
+        return self._inside.depth > 0
+
+    @property
+    def packed_bytes(self) -> int:
+        """Memory that implementations keep beside the weights they were given (packed copies), for the ledger."""
+        return sum(int(getattr(run, "packed_bytes", 0)) for run in self._run.values())
+
+    def embed(self, tokens_T: Tensor, table_VD: Tensor, scale: float = 1.0) -> Tensor:
+        """See `Ops.embed`."""
+        return self._tensor("embed", tokens_T, table_VD, scale)
+
+    def rmsnorm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        """See `Ops.rmsnorm`."""
+        return self._tensor("rmsnorm", x_TD, weight_D, eps)
+
+    def add_rmsnorm(self, x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """See `Ops.add_rmsnorm`."""
+        with self._inside:
+            normed, total = self._run["add_rmsnorm"](x_TD, residual_TD, weight_D, eps)
+        return normed, total
+
+    def linear(self, x_TK: Tensor, weight: Linear) -> Tensor:
+        """See `Ops.linear`."""
+        return self._tensor("linear", x_TK, weight)
+
+    def rope_store(self, qkv_TX: Tensor, heads: HeadSpec, kv: KvLayer, step: StepInputs) -> Tensor:
+        """See `Ops.rope_store`."""
+        return self._tensor("rope_store", qkv_TX, heads, kv, step)
+
+    def attend(self, q_THE: Tensor, kv: KvLayer, step: StepInputs, scale: float) -> Tensor:
+        """See `Ops.attend`."""
+        return self._tensor("attend", q_THE, kv, step, scale)
+
+    def act_mul(self, gate_up_TX: Tensor, kind: Activation) -> Tensor:
+        """See `Ops.act_mul`."""
+        return self._tensor("act_mul", gate_up_TX, kind)
+
+    def select(self, x_TD: Tensor, rows_S: Tensor) -> Tensor:
+        """See `Ops.select`."""
+        return self._tensor("select", x_TD, rows_S)
+
+    def sample(self, logits_SV: Tensor, inputs: SampleInputs) -> Sampled:
+        """See `Ops.sample`. The result's columns outlive the step and are therefore not in the workspace."""
+        with self._inside:
+            sampled: Sampled = self._run["sample"](logits_SV, inputs)
+        return sampled
+
+    def score(self, logits_SV: Tensor, tokens_S: Tensor, top: int) -> Scored:
+        """See `Ops.score`. The result's columns outlive the step and are therefore not in the workspace."""
+        with self._inside:
+            scored: Scored = self._run["score"](logits_SV, tokens_S, top)
+        return scored
+
+    def explain(self) -> dict[str, str]:
+        """For each op, the implementation's name and why it was chosen."""
+        return {op: f"{choice.name}: {choice.reason}" for op, choice in self._choices.items()}
+
+    def _tensor(self, op: str, *args: object) -> Tensor:
+        with self._inside:
+            result: Tensor = self._run[op](*args)
+        return result

@@ -1,0 +1,132 @@
+"""Which implementation each op gets: every registered one says whether it can run here, and the fastest that can is taken.
+
+Knows names, capabilities and preferences; it knows nothing of how an op works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+import torch
+
+from inference_stack.ops.facade import BoundOps, Choice
+from inference_stack.ops.reference.activation import act_mul
+from inference_stack.ops.reference.attention import Attention
+from inference_stack.ops.reference.linear import TiledLinear
+from inference_stack.ops.reference.norms import add_rmsnorm, rmsnorm
+from inference_stack.ops.reference.rope import RopeStore
+from inference_stack.ops.reference.rows import embed, select
+from inference_stack.ops.reference.sampler import sample
+from inference_stack.ops.reference.score import score
+from inference_stack.ops.workspace import Workspace
+
+OPS: Final = (
+    "embed",
+    "rmsnorm",
+    "add_rmsnorm",
+    "linear",
+    "rope_store",
+    "attend",
+    "act_mul",
+    "select",
+    "sample",
+    "score",
+)
+
+
+class NoImplementation(RuntimeError):
+    """No registered implementation of an op can run here, or the preferred one cannot; the message gives every reason."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Implementation:
+    """One way to run one op. `speed` orders those that can run (higher first); `refuses` gives the reason it cannot, or None."""
+
+    op: str
+    name: str
+    speed: int
+    refuses: Callable[[torch.device], str | None]
+    build: Callable[[Workspace], Callable[..., Any]]
+
+
+class Registry:
+    """Implementations by op."""
+
+    def __init__(self, implementations: Iterable[Implementation] = ()) -> None:
+        self._by_op: dict[str, list[Implementation]] = {op: [] for op in OPS}
+        for implementation in implementations:
+            self.add(implementation)
+
+    def add(self, implementation: Implementation) -> None:
+        """Registers one more. Raises KeyError for an op that does not exist."""
+        self._by_op[implementation.op].append(implementation)
+
+    def choose(self, op: str, device: torch.device, prefer: str | None = None) -> tuple[Implementation, str]:
+        """The implementation for `op` on `device` and why. Raises NoImplementation."""
+        reasons: list[str] = []
+        able: list[Implementation] = []
+        for candidate in sorted(self._by_op[op], key=lambda one: -one.speed):
+            refusal = candidate.refuses(device)
+            able += [candidate] if refusal is None else []
+            reasons += [f"{candidate.name} refuses: {refusal}"] if refusal is not None else []
+        if prefer is not None:
+            able = [candidate for candidate in able if candidate.name == prefer]
+        if not able:
+            wanted = f"preferred implementation {prefer!r}" if prefer is not None else "implementation"
+            raise NoImplementation(f"{op} has no {wanted} on {device}; {'; '.join(reasons) or 'none is registered'}")
+        why = "preferred by configuration" if prefer is not None else _why(able)
+        return able[0], "; ".join([why, *reasons])
+
+
+def _why(able: list[Implementation]) -> str:
+    others = ", ".join(one.name for one in able[1:])
+    return f"fastest that can run here, before {others}" if others else "the only one that can run here"
+
+
+def _runs_anywhere(_: torch.device) -> str | None:
+    return None
+
+
+def reference_implementations() -> tuple[Implementation, ...]:
+    """The torch reference of every op, which runs on any torch device."""
+    builders: dict[str, Callable[[Workspace], Callable[..., Any]]] = {
+        "embed": lambda workspace: partial(embed, workspace),
+        "rmsnorm": lambda workspace: partial(rmsnorm, workspace),
+        "add_rmsnorm": lambda workspace: partial(add_rmsnorm, workspace),
+        "linear": TiledLinear,
+        "rope_store": RopeStore,
+        "attend": Attention,
+        "act_mul": lambda workspace: partial(act_mul, workspace),
+        "select": lambda workspace: partial(select, workspace),
+        "sample": lambda _: sample,
+        "score": lambda _: score,
+    }
+    return tuple(
+        Implementation(op=op, name="reference", speed=0, refuses=_runs_anywhere, build=build)
+        for op, build in builders.items()
+    )
+
+
+def default_registry() -> Registry:
+    """Every implementation of this build."""
+    return Registry(reference_implementations())
+
+
+def build_ops(
+    workspace: Workspace, *, registry: Registry | None = None, prefer: Mapping[str, str] | None = None
+) -> BoundOps:
+    """Ops for the workspace's device. `prefer` maps ops to implementation names. Raises NoImplementation, or KeyError for an
+    op in `prefer` that does not exist."""
+    registry = registry or default_registry()
+    wanted = dict(prefer or {})
+    unknown = set(wanted) - set(OPS)
+    if unknown:
+        raise KeyError(f"no such op: {', '.join(sorted(unknown))}")
+    choices = {}
+    for op in OPS:
+        implementation, reason = registry.choose(op, workspace.device, wanted.get(op))
+        choices[op] = Choice(implementation.build(workspace), implementation.name, reason)
+    return BoundOps(choices, workspace)

@@ -20,6 +20,7 @@ UNSUPPORTED: Final = {
     **dict.fromkeys(("response_format", "guided_json", "guided_regex", "guided_choice", "structured_outputs"),
                     "Structured output"),
     **dict.fromkeys(("audio", "modalities"), "Output other than text"),
+    **dict.fromkeys(("image_url", "input_audio", "video_url", "file"), "Content other than text"),
     "prediction": "Predicted output",
     "web_search_options": "Web search",
     **dict.fromkeys(("reasoning_effort", "verbosity"), "Setting the effort of reasoning"),
@@ -79,10 +80,10 @@ def _explain(finding: str, body: bytes) -> NoReturn:
     what = finding[: place.start()] if place else finding
     param = path.removeprefix("key` in `").removeprefix("$").removeprefix(".")
     head = re.split(r"[.\[]", param)[0]
-    if unknown := UNKNOWN.match(what):
-        _unknown(f"{param}.{unknown['name']}" if param else unknown["name"], unknown["name"])
     if head in UNSUPPORTED and not (WRONG_TYPE.match(what) and head in PLAIN):
         raise unsupported(head, UNSUPPORTED[head])
+    if unknown := UNKNOWN.match(what):
+        _unknown(f"{param}.{unknown['name']}" if param else unknown["name"], unknown["name"])
     tail = param.rpartition(".")[2]
     if tail in UNSUPPORTED:
         raise unsupported(param, UNSUPPORTED[tail])

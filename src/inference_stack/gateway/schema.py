@@ -76,9 +76,10 @@ class Generating(Body):
     priority: Annotated[int, Meta(ge=-100, le=100)] | PriorityClass | None = None
 
 
-class TextPart(Body, tag_field="type", tag="text"):
+class TextPart(Body, kw_only=True):
     """A part of a message's content."""
 
+    type: Literal["text"]
     text: Text
 
 
@@ -121,8 +122,10 @@ class AssistantMessage(Body, tag_field="role", tag="assistant"):
 Message = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage
 
 
-class TextFormat(Body, tag_field="type", tag="text"):
+class TextFormat(Body, kw_only=True):
     """Free text."""
+
+    type: Literal["text"]
 
 
 class ChatRequest(Generating, kw_only=True):

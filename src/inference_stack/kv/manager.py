@@ -200,17 +200,22 @@ class KvManager:
 
     def publish(self, sequence: Sequence, tokens: Seq[int], full: int) -> None:
         """The first `full` blocks are computed from final `tokens` in retired steps: remember those not offered yet."""
-        for index in range(sequence.published, full if self.prefix_cache else 0):
+        names, start = sequence.names, sequence.published
+        if full <= start:
+            return
+        sequence.published = full
+        if not self.prefix_cache:
+            return
+        for index in range(start, full):
             content = tuple(tokens[index * BLOCK_TOKENS : (index + 1) * BLOCK_TOKENS])
-            parent = sequence.names[index - 1] if index else sequence.root
-            if index == len(sequence.names):
-                sequence.names.append(self.hasher.block(parent, content))
-            name = sequence.names[index]
-            for group, pool in enumerate(self.pools):
-                block = sequence.tables[group][index]
+            parent = names[index - 1] if index else sequence.root
+            if index == len(names):
+                names.append(self.hasher.block(parent, content))
+            name = names[index]
+            for group, table in enumerate(sequence.tables):
+                block = table[index]
                 if block != NO_BLOCK and self.index.store(group, name, block, parent, content):
-                    pool.remember(block, name)
-        sequence.published = max(full, sequence.published)
+                    self.pools[group].remember(block, name)
 
     def slide(self, sequence: Sequence, computed: int) -> None:
         """Free what no query at position `computed` or later may read: blocks that left their group's window."""

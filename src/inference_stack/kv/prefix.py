@@ -73,9 +73,10 @@ class PrefixIndex:
 
     def store(self, group: int, name: bytes, block: int, parent: bytes, tokens: tuple[int, ...]) -> bool:
         """Remember the block, unless an equal one is remembered already (False)."""
-        if name in self._blocks[group]:
+        blocks = self._blocks[group]
+        if name in blocks:
             return False
-        self._blocks[group][name] = block
+        blocks[name] = block
         self._events.stored(group, name, parent, tokens)
         return True
 

@@ -70,7 +70,9 @@ class Planner:
             decode = decode[: state.limits.max_batch_tokens]
             decoding[decode[-1] + 1 :] = False
         want = np.ones(len(order), np.int32)
-        drafts = self._propose(running, decode, np.minimum(limit - total, capacity - computed) - 1, want)
+        drafts = None
+        if self._proposer is not None:
+            drafts = self._propose(running, decode, np.minimum(limit - total, capacity - computed) - 1, want)
         budget = self._budget(decode, want, computed)
         lacking = decoding & (computed + want > capacity)
         found = np.ones(len(order), np.bool_)

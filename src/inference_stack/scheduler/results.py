@@ -48,23 +48,20 @@ class Results:
 
     def _tokens(self, flight: Flight, result: StepResult, retired: IntArray) -> list[Entry]:
         """Append every row's tokens and tell them; returns whose completion ended."""
-        special = result.errors or result.logprobs or result.prompt_logprobs
+        special = bool(result.errors or result.logprobs or result.prompt_logprobs)
         deltas = self._state.deltas
         ended: list[Entry] = []
         rows = zip(flight.entries, result.counts.tolist(), result.tokens[:, 0].tolist(), strict=True)
         for row, (entry, count, token) in enumerate(rows):
-            if count != 1 or special or not entry.plain:
-                if self._row(row, entry, count, result, flight, int(retired[row])):
-                    ended.append(entry)
-                continue
-            tokens = entry.tokens
-            tokens.append(token)
-            finish = None
-            if len(tokens) >= entry.limit or token in entry.stops:
-                finish = entry.finish_at(len(tokens))
-                if finish is not None:
-                    ended.append(entry)
-            deltas.append(TokenDelta(request_id=entry.id, attempt=entry.attempt, tokens=(token,), finish=finish))
+            if count == 1 and entry.plain and not special:
+                tokens = entry.tokens
+                tokens.append(token)
+                if len(tokens) < entry.limit and token not in entry.stops:
+                    deltas.append(TokenDelta(request_id=entry.id, attempt=entry.attempt, tokens=(token,)))
+                    continue
+                tokens.pop()
+            if self._row(row, entry, count, result, flight, int(retired[row])):
+                ended.append(entry)
         self._state.counters.generation_tokens += int(result.counts.sum())
         return ended
 
@@ -138,11 +135,10 @@ class Results:
         state = self._state
         full: IntArray = retired // BLOCK_TOKENS
         crossed = (full > state.table.published[flight.slots]).nonzero()[0]
-        for row, blocks, computed in zip(
-            crossed.tolist(), full[crossed].tolist(), retired[crossed].tolist(), strict=True
-        ):
+        columns = (crossed, flight.slots[crossed], full[crossed], retired[crossed])
+        for row, slot, blocks, computed in zip(*(column.tolist() for column in columns), strict=True):
             entry = flight.entries[row]
-            if entry.slot != flight.slots[row] or flight.step <= entry.ignore_until:
+            if entry.slot != slot or flight.step <= entry.ignore_until:
                 continue
             before = entry.sequence.published
             state.kv.publish(entry.sequence, entry.tokens, min(blocks, len(entry.tokens) // BLOCK_TOKENS))

@@ -13,6 +13,8 @@ from inference_stack.scheduler.entry import Entry
 from inference_stack.scheduler.state import Flight, State
 
 Columns = tuple[IntArray, IntArray, IntArray]
+_NONE = ints()
+_NO_NEWS = BlockDelta()
 
 
 class Rows:
@@ -21,7 +23,7 @@ class Rows:
     def __init__(self, groups: int) -> None:
         self.new: list[NewSlot] = []
         self.starved = False
-        self._decode: Columns = (ints(), ints(), ints())
+        self._decode: Columns = (_NONE, _NONE, _NONE)
         self._drafts: IntArray | None = None
         self._chunks: tuple[list[int], list[int], list[int], list[int]] = ([], [], [], [])
         self._news: tuple[tuple[list[int], list[int], list[int]], ...] = tuple(([], [], []) for _ in range(groups))
@@ -44,12 +46,14 @@ class Rows:
 
     def note_blocks(self, entry: Entry, start: int) -> None:
         """The worker learns the entry's block tables from index `start` on."""
+        slot = entry.slot
         for table, (slots, index, blocks) in zip(entry.sequence.tables, self._news, strict=True):
             for position in range(start, len(table)):
-                if table[position] != NO_BLOCK:
-                    slots.append(entry.slot)
+                block = table[position]
+                if block != NO_BLOCK:
+                    slots.append(slot)
                     index.append(position)
-                    blocks.append(table[position])
+                    blocks.append(block)
 
     def columns(self) -> tuple[IntArray, IntArray, IntArray, IntArray]:
         """slots, start, num_tokens, samples."""
@@ -65,7 +69,8 @@ class Rows:
     def deltas(self) -> tuple[BlockDelta, ...]:
         """Block-table news, one per KV group."""
         return tuple(
-            BlockDelta(slots=ints(slots), index=ints(index), blocks=ints(blocks)) for slots, index, blocks in self._news
+            BlockDelta(slots=ints(slots), index=ints(index), blocks=ints(blocks)) if slots else _NO_NEWS
+            for slots, index, blocks in self._news
         )
 
     def padded_drafts(self) -> IntArray | None:

@@ -147,7 +147,8 @@ class State:
         """Blocks from `before` on were published: those who wait for them may look again."""
         sequence = entry.sequence
         self.table.published[entry.slot] = sequence.published
-        self._unlead(entry, before, sequence.published)
+        if before < entry.leads:
+            self._unlead(entry, before, sequence.published)
 
     # -- views
 

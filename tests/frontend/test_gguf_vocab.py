@@ -72,6 +72,7 @@ def test_an_end_of_turn_token_ends_too() -> None:
         ("tokenizer.ggml.tokens", [], "tokenizer.ggml.tokens"),
         ("tokenizer.ggml.token_type", [1], "types of 1"),
         ("tokenizer.ggml.merges", ["nospace"], "nospace"),
+        ("tokenizer.ggml.merges", ["no such"], "merges do not fit"),
     ],
 )
 def test_what_cannot_be_reproduced_is_refused_by_name(key: str, value: object, named: str) -> None:

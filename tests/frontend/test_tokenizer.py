@@ -54,11 +54,17 @@ def test_beginning_of_text_goes_in_front_only_when_asked(sentencepiece: Tokenize
     assert sentencepiece.encode("hello") == [1, *sentencepiece.encode("hello", add_special_tokens=False)]
 
 
-def test_half_a_surrogate_pair_is_refused(byte_level: Tokenizer) -> None:
+@pytest.mark.parametrize("length", [1, 10_000])
+def test_half_a_surrogate_pair_is_refused(byte_level: Tokenizer, length: int) -> None:
     with pytest.raises(InferenceError) as refused:
-        byte_level.encode("a\ud800")
+        byte_level.encode("a" * length + "\ud800")
     assert refused.value.info.status == 400
     assert refused.value.info.code == "invalid_text"
+
+
+def test_long_texts_are_encoded_like_short_ones(byte_level: Tokenizer) -> None:
+    sentence = "hello world, think in ink\n"
+    assert byte_level.encode(sentence * 1000) == byte_level.encode(sentence) * 1000
 
 
 def test_part_of_a_character_is_shown_by_its_bytes(byte_level: Tokenizer) -> None:

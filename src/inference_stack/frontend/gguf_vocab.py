@@ -71,9 +71,9 @@ def gguf_tokenizer(metadata: Metadata) -> Tokenizer:
 def gguf_templates(metadata: Metadata) -> dict[str, str]:
     """Chat templates by name; the usual one is called `default`."""
     prefix = "tokenizer.chat_template"
-    templates = {key[len(prefix) + 1 :]: value for key, value in metadata.items() if key.startswith(prefix + ".")}
+    templates = {key[len(prefix) + 1 :]: str(value) for key, value in metadata.items() if key.startswith(prefix + ".")}
     if prefix in metadata:
-        templates["default"] = metadata[prefix]
+        templates["default"] = str(metadata[prefix])
     return templates
 
 
@@ -117,13 +117,20 @@ class _Vocabulary:
 
 def _byte_level_bpe(vocabulary: _Vocabulary) -> tuple[RawTokenizer, bool]:
     cut = _pre_tokenization(vocabulary)
-    raw = RawTokenizer(BPE(vocabulary.ids, _merges(vocabulary), ignore_merges=cut.ignore_merges))
+    raw = RawTokenizer(_bpe(vocabulary, _merges(vocabulary), ignore_merges=cut.ignore_merges))
     raw.pre_tokenizer = cut.build()
     if cut.normalizer is not None:
         raw.normalizer = cut.normalizer()
     raw.decoder = decoders.ByteLevel()
     raw.add_tokens(vocabulary.added())
     return raw, cut.add_bos
+
+
+def _bpe(vocabulary: _Vocabulary, merges: list[tuple[str, str]], **settings: Any) -> BPE:
+    try:
+        return BPE(vocabulary.ids, merges, **settings)
+    except Exception as error:  # the library raises nothing more precise
+        raise unsupported_model(f"The GGUF file's merges do not fit its vocabulary: {error}") from error
 
 
 def _pre_tokenization(vocabulary: _Vocabulary) -> PreTokenization:
@@ -153,15 +160,9 @@ def _sentencepiece_bpe(vocabulary: _Vocabulary) -> RawTokenizer:
     unknown = vocabulary.token("unknown_token_id")
     if unknown is None:
         unknown = next((token for token, kind in enumerate(vocabulary.types) if kind == TokenType.UNKNOWN), None)
-    raw = RawTokenizer(
-        BPE(
-            vocabulary.ids,
-            _score_merges(vocabulary),
-            unk_token=None if unknown is None else vocabulary.tokens[unknown],
-            fuse_unk=True,
-            byte_fallback=True,
-        )
-    )
+    unk_token = None if unknown is None else vocabulary.tokens[unknown]
+    merges = _score_merges(vocabulary)
+    raw = RawTokenizer(_bpe(vocabulary, merges, unk_token=unk_token, fuse_unk=True, byte_fallback=True))
     with_space = vocabulary.get("add_space_prefix") is not False
     spaces = normalizers.Replace(" ", "▁")
     raw.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces]) if with_space else spaces

@@ -2,7 +2,7 @@
 
 A `Tokenizer` is what was read from a model's files: vocabulary, special tokens, which of them belong around a text. Reading
 those files is the business of `load` and `gguf_vocab`; control tokens inside chat messages that of `control`.
-Every method may be called from several threads at once: nothing here changes after construction.
+Every method may be called from several threads at once; encoding a long text lets the others run meanwhile.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from inference_stack.frontend.token_bytes import byte_rule
 
 EDGE = "\ufdd0\ufdd1\ufdd0"
 """Stands before a piece of text to say that it is not the beginning. Made of code points that no text may contain."""
+_LONG = 4096
+"""Characters from which encoding lets other threads run: the library releases the GIL only for batches."""
 
 
 class Tokenizer:
@@ -131,7 +133,9 @@ def _copy(token: AddedToken, special: bool) -> AddedToken:
 
 def _ids(raw: RawTokenizer, text: str) -> list[int]:
     try:
-        return raw.encode(text, add_special_tokens=False).ids
+        if len(text) < _LONG:
+            return raw.encode(text, add_special_tokens=False).ids
+        return raw.encode_batch_fast([text], add_special_tokens=False)[0].ids
     except (UnicodeEncodeError, TypeError) as error:
         if _is_unicode(text):
             raise

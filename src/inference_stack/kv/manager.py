@@ -170,7 +170,7 @@ class KvManager:
 
     def match(self, sequence: Sequence, tokens: int) -> Match:
         """The longest remembered prefix that leaves at least one of `tokens` tokens to compute."""
-        limit = (tokens - 1) // BLOCK_TOKENS if self.prefix_cache else 0
+        limit = max(0, tokens - 1) // BLOCK_TOKENS if self.prefix_cache else 0
         return self.index.match(sequence.names, limit)
 
     def begin(self, sequence: Sequence, match: Match) -> None:

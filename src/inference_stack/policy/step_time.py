@@ -49,8 +49,15 @@ class StepTimeFit:
         self._weights = [weight + s * norm * residual for weight, s in zip(self._weights, spread, strict=True)]
         self._forget(spread, norm)
         self.observations += 1
-        base, per_token, per_row, per_context = (max(w / s, 0.0) for w, s in zip(self._weights, SCALE, strict=True))
-        self.model = StepTimeModel(base=base, per_token=per_token, per_row=per_row, per_context=per_context)
+        self.model = self._export(features)
+
+    def _export(self, features: list[float]) -> StepTimeModel:
+        """Coefficients without negative ones: no step gets shorter by doing more. What that cuts off goes to `base`, so that
+        the model still says at `features` (the latest step) what the fit says."""
+        kept = [max(weight, 0.0) for weight in self._weights]
+        kept[0] = max(0.0, _dot(features, self._weights) - _dot(features, [0.0, *kept[1:]]))
+        base, per_token, per_row, per_context = (weight / scale for weight, scale in zip(kept, SCALE, strict=True))
+        return StepTimeModel(base=base, per_token=per_token, per_row=per_row, per_context=per_context)
 
     def _forget(self, spread: list[float], norm: float) -> None:
         """Covariance after the observation; bounded, so that long steady traffic does not make it blow up."""

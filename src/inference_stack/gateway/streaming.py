@@ -9,6 +9,7 @@ The status line waits for the first news, so that a request which fails in the q
 from __future__ import annotations
 
 import asyncio
+from typing import Final
 
 from starlette.responses import Response
 from starlette.types import Receive, Send
@@ -21,6 +22,12 @@ from inference_stack.gateway.errors import error_body, internal_error
 from inference_stack.gateway.job import Job, run
 from inference_stack.gateway.render import COMMENT, DONE, Renderer
 from inference_stack.gateway.replies import encode
+
+STREAM_HEADERS: Final = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+)
 
 
 class Gone(Exception):
@@ -66,6 +73,10 @@ class EventStream:
         self._outbox: list[bytes] = []
         self._ready = asyncio.Event()
         self._started = False
+        self._loop = asyncio.get_running_loop()
+        self._last_write = self._loop.time()
+        self._patience = gateway.config.comment_seconds
+        self._timer: asyncio.TimerHandle | None = None
 
     async def serve(self, receive: Receive) -> None:
         """Send everything. Raises `Gone` when the client leaves, and `InferenceError` only while nothing was sent."""
@@ -73,12 +84,26 @@ class EventStream:
         watch = asyncio.create_task(disconnected(receive))
         for task in (work, watch):
             task.add_done_callback(lambda _: self._ready.set())
+        self._watch_silence()
         try:
             await self._write_until_done(work, watch)
             await self._finish(work)
         finally:
             self._job.abort()
+            if self._timer is not None:
+                self._timer.cancel()
             await _cancel(work, watch)
+
+    def _watch_silence(self) -> None:
+        """Fill a long silence with a comment. One timer looks when a comment would be due; tokens need not touch it."""
+        if not self._patience:
+            return
+        due = self._last_write + self._patience
+        if due <= self._loop.time():
+            self._outbox.append(COMMENT)
+            self._ready.set()
+            due = self._loop.time() + self._patience
+        self._timer = self._loop.call_at(due, self._watch_silence)
 
     def _sink(self, choice: Choice, piece: Piece) -> None:
         if choice.index not in self._opened:
@@ -89,7 +114,7 @@ class EventStream:
 
     async def _write_until_done(self, work: asyncio.Task[None], watch: asyncio.Task[None]) -> None:
         while True:
-            await self._wait()
+            await self._ready.wait()
             if watch.done():
                 raise Gone
             if work.done():
@@ -102,15 +127,6 @@ class EventStream:
         ready = b"".join(self._outbox)
         self._outbox.clear()
         return ready
-
-    async def _wait(self) -> None:
-        """Until there is news. A long silence is filled with comments."""
-        while not self._ready.is_set():
-            try:
-                async with asyncio.timeout(self._gateway.config.comment_seconds or None):
-                    await self._ready.wait()
-            except TimeoutError:
-                await self._write(COMMENT)
 
     async def _finish(self, work: asyncio.Task[None]) -> None:
         error = self._error(work)
@@ -137,11 +153,5 @@ class EventStream:
         if not self._started:
             self._started = True
             await self._send({"type": "http.response.start", "status": 200, "headers": list(STREAM_HEADERS)})
+        self._last_write = self._loop.time()
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
-
-
-STREAM_HEADERS = (
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-)

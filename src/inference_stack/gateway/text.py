@@ -17,7 +17,7 @@ from inference_stack.gateway.schema import ChatRequest, Message, TokenizeRequest
 
 T = TypeVar("T")
 
-BIG: Final = 16_384
+BIG: Final = 4096
 """Characters (or tokens) from which encoding and decoding leave the event loop; below it costs less than a thread's wake-up."""
 
 

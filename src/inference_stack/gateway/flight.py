@@ -14,7 +14,6 @@ from inference_stack.core.errors import ErrorInfo
 from inference_stack.core.request import FinishReason, Request
 from inference_stack.core.step import TokenDelta
 
-
 ALONE_DEATHS = 3
 
 
@@ -27,7 +26,7 @@ class Flight:
     def __init__(self, request: Request, on_abort: Callable[[Flight], None]) -> None:
         self.request = request
         self.emitted: list[int] = list(request.continuation.emitted)
-        self.attempts = 0
+        self.attempt = -1
         self.deaths = 0
         self.done = False
         self._on_abort = on_abort
@@ -52,13 +51,13 @@ class Flight:
         if self._prompt_scored:
             params = replace(params, prompt_logprobs=None)
         known = replace(self.request.continuation, params=params, emitted=tuple(self.emitted))
-        self.attempts += 1
-        self.request = replace(self.request, attempt=self.attempts, isolated=self.must_be_alone)
+        self.attempt += 1
+        self.request = replace(self.request, attempt=self.attempt, isolated=self.must_be_alone)
         return replace(self.request, continuation=known)
 
     def take(self, delta: TokenDelta) -> None:
         """News from the engine. What an earlier attempt already told is not told again."""
-        if self.done or delta.attempt != self.attempts:
+        if self.done or delta.attempt != self.attempt:
             return
         if delta.tokens:
             self.deaths = 0

@@ -173,6 +173,13 @@ async def test_a_deadline_for_the_first_token_is_met_by_a_token() -> None:
         assert (await asking).status_code == 200
 
 
+def test_a_body_beyond_the_limit_is_refused_while_it_is_being_sent() -> None:
+    with live(max_body_mb=1) as server:
+        response = httpx.post(server.url + CHAT, json=chat_body(user="x" * 4_000_000))
+        assert response.status_code == 413
+        assert httpx.post(server.url + CHAT, json=chat_body()).status_code == 200
+
+
 def test_text_streams_work_over_a_socket() -> None:
     with live() as server:
         connection = send(server, text_body(stream=True), "/v1/completions")

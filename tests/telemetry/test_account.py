@@ -64,6 +64,13 @@ def test_times_are_split_at_the_first_news_and_the_first_token() -> None:
     assert case.total("request_seconds_sum") == 6.0
 
 
+def test_without_news_before_the_first_token_no_split_is_made_up() -> None:
+    case = Case()
+    case.at(103.0, 1)
+    assert case.total("time_to_first_token_seconds_sum") == 3.0
+    assert case.total("queue_seconds_count") == case.total("prefill_seconds_count") == 0
+
+
 def test_tokens_that_come_together_share_their_gap() -> None:
     case = Case()
     case.at(101.0, 1)

@@ -18,7 +18,7 @@ from inference_stack.gateway.decode import UNSUPPORTED, unsupported
 from inference_stack.gateway.headers import qos
 from inference_stack.gateway.job import Job, check_size
 from inference_stack.gateway.logprobs import chat_logprobs, prompt_ranks
-from inference_stack.gateway.params import chat_budget, sampling_params, seed_of, text_options
+from inference_stack.gateway.params import chat_budget, check_streaming, sampling_params, seed_of, text_options
 from inference_stack.gateway.render import MARKER, event, json_string, shown_finish, split_event
 from inference_stack.gateway.replies import (
     AnswerMessage,
@@ -71,12 +71,7 @@ def _check(body: ChatRequest) -> None:
     if body.top_logprobs and not body.logprobs:
         message = "Invalid value for 'top_logprobs': it is only allowed when 'logprobs' is true."
         raise invalid(message, param="top_logprobs", code="invalid_value")
-    if body.stream_options is not None and not body.stream:
-        message = "The 'stream_options' parameter is only allowed when 'stream' is enabled."
-        raise invalid(message, param="stream_options", code="invalid_value")
-    if body.prompt_logprobs is not None and body.stream:
-        message = "The 'prompt_logprobs' parameter is not available when 'stream' is enabled."
-        raise invalid(message, param="prompt_logprobs", code="invalid_value")
+    check_streaming(body)
     if body.continue_final_message and body.messages[-1].__struct_config__.tag != "assistant":
         message = "The last message must be the assistant's when 'continue_final_message' is true."
         raise invalid(message, param="continue_final_message", code="invalid_value")

@@ -23,6 +23,7 @@ from inference_stack.gateway.logprobs import prompt_ranks, text_logprobs
 from inference_stack.gateway.params import (
     check_length,
     check_prompt,
+    check_streaming,
     completion_budget,
     sampling_params,
     seed_of,
@@ -75,12 +76,7 @@ def _check(body: CompletionRequest) -> None:
     """What no schema can say."""
     if body.best_of is not None and body.best_of != (body.n or 1):
         raise unsupported("best_of", UNSUPPORTED["best_of"])
-    if body.stream_options is not None and not body.stream:
-        message = "The 'stream_options' parameter is only allowed when 'stream' is enabled."
-        raise invalid(message, param="stream_options", code="invalid_value")
-    if body.prompt_logprobs is not None and body.stream:
-        message = "The 'prompt_logprobs' parameter is not available when 'stream' is enabled."
-        raise invalid(message, param="prompt_logprobs", code="invalid_value")
+    check_streaming(body)
 
 
 def _prompts(body: CompletionRequest) -> list[str | list[int]]:

@@ -113,10 +113,18 @@ async def run(gateway: Gateway, job: Job, sink: Sink) -> None:
         return None if deadline is None else loop.time() + deadline - gateway.clock.now()
 
     first = min((d for d in (job.qos.deadline, job.qos.ttft_deadline) if d is not None), default=None)
+    timer = asyncio.timeout_at(at(first))
+
+    def started() -> None:
+        if not timer.expired():
+            timer.reschedule(at(job.qos.deadline))
+
     try:
-        async with asyncio.timeout_at(at(first)) as timer:
-            await _run_choices(job.choices, _on_first(sink, lambda: timer.reschedule(at(job.qos.deadline))))
+        async with timer:
+            await _run_choices(job.choices, _on_first(sink, started))
     except TimeoutError:
+        if not timer.expired():
+            raise
         raise InferenceError(deadline_exceeded()) from None
     finally:
         job.abort()

@@ -19,6 +19,16 @@ SMALLEST_TOP_P: Final = 1e-6
 """OpenAI allows `top_p` 0 and means: only the most likely token."""
 
 
+def check_streaming(body: Generating) -> None:
+    """Refuse what only a stream, or only a whole answer, can have."""
+    if body.stream_options is not None and not body.stream:
+        message = "The 'stream_options' parameter is only allowed when 'stream' is enabled."
+        raise invalid(message, param="stream_options", code="invalid_value")
+    if body.prompt_logprobs is not None and body.stream:
+        message = "The 'prompt_logprobs' parameter is not available when 'stream' is enabled."
+        raise invalid(message, param="prompt_logprobs", code="invalid_value")
+
+
 def text_options(body: Generating, model: ModelInfo) -> TextOptions:
     """How the completion's tokens become text. Where the stop is to be shown, a stop token is a token like any other."""
     eos = () if body.ignore_eos else model.eos_tokens

@@ -43,6 +43,8 @@ class Account:
         self.last_token: float | None = None
         self.closed = False
         self._attempt = 0
+        # Without word from the engine before the first token, queueing and prefill cannot be told apart: neither is counted.
+        self._split_known = False
         self._model.in_flight.inc()
 
     def news(self, delta: TokenDelta, tokens: int) -> None:
@@ -50,8 +52,10 @@ class Account:
         now = self._clock.now()
         if self.started is None:
             self.started = now
-            self._model.queue.observe(now - self.arrival)
             self._model.prompt_tokens.inc(self.prompt_tokens)
+            self._split_known = not tokens
+            if self._split_known:
+                self._model.queue.observe(now - self.arrival)
         if delta.attempt > self._attempt:
             self.attempts += 1
             self._attempt = delta.attempt
@@ -64,7 +68,8 @@ class Account:
         if self.last_token is None:
             self.first_token = now
             self._model.ttft.observe(now - self.arrival)
-            self._model.prefill.observe(now - (self.started or self.arrival))
+            if self._split_known and self.started is not None:
+                self._model.prefill.observe(now - self.started)
             gaps = tokens - 1
         else:
             for _ in range(tokens):

@@ -63,6 +63,8 @@ class Aliases(Collector):
         info = GaugeMetricFamily("vllm:cache_config_info", "Shape of the KV cache.", labels=labels)
         for family in self._metrics.kv_total.collect():
             for sample in family.samples:
+                if not sample.value:  # its instance is gone
+                    continue
                 where = [sample.labels["model"], sample.labels["instance"]]
                 info.add_metric([*where, str(BLOCK_TOKENS), str(int(sample.value))], 1)
         return info

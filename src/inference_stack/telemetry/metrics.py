@@ -6,10 +6,11 @@ nodes or of transports; names follow `inference_stack_*`, and `aliases` shows th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import Metric
 
 from inference_stack.core.stats import InstanceStats, Ledger
 from inference_stack.telemetry.aliases import Aliases
@@ -225,7 +226,20 @@ class Metrics:
 
     def render(self) -> bytes:
         """The exposition text, one scrape."""
-        return generate_latest(self.registry)
+        return generate_latest(_WithoutBirthdays(self.registry))
+
+
+class _WithoutBirthdays(CollectorRegistry):
+    """A view of a registry that leaves out when each series was created: half as many lines, which nobody reads."""
+
+    def __init__(self, source: CollectorRegistry) -> None:
+        super().__init__()
+        self._source = source
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._source.collect():
+            family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+            yield family
 
 
 def _growth(new: InstanceStats, old: InstanceStats | None) -> dict[str, float]:

@@ -82,7 +82,7 @@ class FakeServer:
         writer.close()
 
     async def send(self, answer: Answer, writer: asyncio.StreamWriter) -> None:
-        writer.write(f"HTTP/1.1 {answer.status} X\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        writer.write(f"HTTP/1.1 {answer.status} X\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
         for piece in answer.pieces:
             writer.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
             await writer.drain()

@@ -32,6 +32,7 @@ class Attention:
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
         self._cache = StepCache()
+        self._gathered = torch.empty(0, dtype=torch.uint8, device=workspace.device)
         self._runs: dict[tuple[int, int], tuple[int, ...]] = {}
 
     def __call__(self, q_THE: Tensor, kv: KvLayer, step: StepInputs, scale: float) -> Tensor:
@@ -44,35 +45,50 @@ class Attention:
         key = ("plan", kv.group, kv.window, kv.granule_bytes, kv.kv_heads, head_dim, kv.dtype, share)
         runs = self._query_runs(head_dim, share)
         for batch in self._cache.get(step, key, lambda: plan(step, kv, runs, share)):
-            rows = _attend(q_THE, kv, batch, scale)
+            rows = self._attend(q_THE, kv, batch, scale)
             out_THE.index_copy_(0, batch.token_N, rows)
         return out_THE
+
+    def _attend(self, q_THE: Tensor, kv: KvLayer, batch: Batch, scale: float) -> Tensor:
+        """One batch: finished rows [N, H·E]."""
+        groups, width = kv.kv_heads, kv.head_dim
+        q_IGME, share = _query_tiles(q_THE, batch, groups, scale)
+        items, height = q_IGME.shape[0], q_IGME.shape[2]
+        q_WGME = q_IGME if len(batch.counts) == 1 else q_IGME.index_select(0, batch.item_W)
+        keys, values = self._load(kv, batch)
+        s_XMK = torch.bmm(q_WGME.view(-1, height, width), keys.transpose(1, 2))
+        seen = s_XMK.view(-1, groups, height, KEY_TILE)[:, :, : batch.queries * share]
+        seen.unflatten(2, (batch.queries, share)).add_(batch.bias)
+        m_XM1 = s_XMK.amax(-1, keepdim=True).clamp_(min=NEVER)
+        p_XMK = s_XMK.sub_(m_XM1).exp_()
+        l_XM1 = p_XMK.sum(-1, keepdim=True)
+        o_XME = torch.bmm(p_XMK, values)
+        o_IGME = _combine(o_XME, l_XM1, m_XM1, batch.counts, groups).view(items, groups, height, width)
+        o_IGQSE = o_IGME[:, :, : batch.queries * share].unflatten(2, (batch.queries, share))
+        rows = o_IGQSE.permute(0, 2, 1, 3, 4).reshape(items * batch.queries, -1)
+        return rows if rows.shape[0] == batch.place_N.shape[0] else rows.index_select(0, batch.place_N)
+
+    def _load(self, kv: KvLayer, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Keys and values [W·G, 128, E] fp32, unseen ones zero: views of one gathered copy."""
+        rows = arena_rows(kv, batch.row_bytes)
+        index = batch.load + layer_row(kv, batch.row_bytes)
+        gathered = self._scratch(index.shape[0] * batch.row_bytes).view(rows.dtype).view(-1, rows.shape[1])
+        torch.index_select(rows, 0, index, out=gathered)
+        both = gathered.view(-1).view(kv.dtype).view(-1, 2 * kv.head_dim).to(torch.float32)
+        both = both.index_fill_(0, batch.unseen_Z, 0.0).view(-1, KEY_TILE, 2 * kv.head_dim)
+        return both[..., : kv.head_dim], both[..., kv.head_dim :]
+
+    def _scratch(self, nbytes: int) -> Tensor:
+        """Bytes to gather into, the same every time: fresh pages would cost more than the copy."""
+        if self._gathered.numel() < nbytes:
+            self._gathered = torch.empty(nbytes, dtype=torch.uint8, device=self._workspace.device)
+        return self._gathered[:nbytes]
 
     def _query_runs(self, head_dim: int, share: int) -> tuple[int, ...]:
         key = (head_dim, share)
         if key not in self._runs:
             self._runs[key] = matching_runs(head_dim, share, self._workspace.device)
         return self._runs[key]
-
-
-def _attend(q_THE: Tensor, kv: KvLayer, batch: Batch, scale: float) -> Tensor:
-    """One batch: finished rows [N, H·E]."""
-    groups, width = kv.kv_heads, kv.head_dim
-    q_IGME, share = _query_tiles(q_THE, batch, groups, scale)
-    items, height = q_IGME.shape[0], q_IGME.shape[2]
-    q_WGME = q_IGME if len(batch.counts) == 1 else q_IGME.index_select(0, batch.item_W)
-    keys, values = _load(kv, batch)
-    s_XMK = torch.bmm(q_WGME.view(-1, height, width), keys.transpose(1, 2))
-    seen = s_XMK.view(-1, groups, height, KEY_TILE)[:, :, : batch.queries * share]
-    seen.unflatten(2, (batch.queries, share)).add_(batch.bias)
-    m_XM1 = s_XMK.amax(-1, keepdim=True).clamp_(min=NEVER)
-    p_XMK = s_XMK.sub_(m_XM1).exp_()
-    l_XM1 = p_XMK.sum(-1, keepdim=True)
-    o_XME = torch.bmm(p_XMK, values)
-    o_IGME = _combine(o_XME, l_XM1, m_XM1, batch.counts, groups).view(items, groups, height, width)
-    o_IGQSE = o_IGME[:, :, : batch.queries * share].unflatten(2, (batch.queries, share))
-    rows = o_IGQSE.permute(0, 2, 1, 3, 4).reshape(items * batch.queries, -1)
-    return rows if rows.shape[0] == batch.place_N.shape[0] else rows.index_select(0, batch.place_N)
 
 
 def _query_tiles(q_THE: Tensor, batch: Batch, groups: int, scale: float) -> tuple[Tensor, int]:
@@ -83,15 +99,6 @@ def _query_tiles(q_THE: Tensor, batch: Batch, groups: int, scale: float) -> tupl
     q = q.transpose(1, 2).reshape(-1, groups, batch.queries * share, width)
     missing = tile_height(batch.queries, share) - batch.queries * share
     return (pad(q, (0, 0, 0, missing)) if missing else q), share
-
-
-def _load(kv: KvLayer, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Keys and values [W·G, 128, E] fp32, unseen ones zero: views of one gathered copy."""
-    rows = arena_rows(kv, batch.row_bytes)
-    gathered = rows.index_select(0, batch.load + layer_row(kv, batch.row_bytes))
-    both = gathered.view(-1).view(kv.dtype).view(-1, 2 * kv.head_dim).to(torch.float32)
-    both = both.index_fill_(0, batch.unseen_Z, 0.0).view(-1, KEY_TILE, 2 * kv.head_dim)
-    return both[..., : kv.head_dim], both[..., kv.head_dim :]
 
 
 def _combine(o_XME: Tensor, l_XM1: Tensor, m_XM1: Tensor, counts: tuple[int, ...], groups: int) -> Tensor:

@@ -25,7 +25,7 @@ from inference_stack.ops.reference.arena import load_index
 KEY_TILE: Final = 128
 QUERY_RUNS: Final = (1, 8, 32)
 """Queries per item: the smallest that holds a row's rest, else the largest."""
-BATCH_BYTES: Final = 16 << 20
+BATCH_BYTES: Final = 4 << 20
 """Bound on the temporaries of one batch; an item's pairs stay together, so a very long row may exceed it."""
 
 Ints = npt.NDArray[np.int64]

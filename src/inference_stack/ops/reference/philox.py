@@ -53,7 +53,7 @@ def noise_all(seed_S: Tensor, position_S: Tensor, choice_S: Tensor, vocab: int) 
     block = torch.arange(-(-vocab // 4), device=seed_S.device)[None]
     zero = torch.zeros_like(seed_S)[:, None]
     words = philox4x32((block, position_S[:, None], choice_S[:, None], zero), _key(seed_S))
-    return gumbel(torch.stack(words, dim=-1).view(seed_S.shape[0], -1)[:, :vocab])
+    return gumbel(torch.stack(words, dim=-1).flatten(1)[:, :vocab])
 
 
 def noise_of(seed_S: Tensor, position_S: Tensor, choice_S: Tensor, tokens_SK: Tensor) -> Tensor:

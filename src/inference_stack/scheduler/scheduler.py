@@ -58,12 +58,10 @@ class Scheduler:
         A known id with a higher attempt replaces the known one; otherwise it is ignored. Raises `InferenceError` for a
         request that can never run: empty, longer than the model's context, larger than the whole KV memory.
         """
-        known = self._state.entries.get(request.id)
-        if known is not None and known.attempt >= request.attempt:
+        if self._superseded(request):
             return
         check_request(request, self.bounds)
-        if known is not None:
-            self._state.leave(known)
+        self.abort(request.id)
         if names is None:
             names = self.kv.hasher.request_chain(request) if self.kv.prefix_cache else []
         self._arrivals += 1
@@ -83,7 +81,8 @@ class Scheduler:
         entry = self._state.entries.get(request_id)
         if entry is not None:
             self._state.leave(entry)
-        self._state.deltas = [delta for delta in self._state.deltas if delta.request_id != request_id]
+        if self._state.deltas:
+            self._state.deltas = [delta for delta in self._state.deltas if delta.request_id != request_id]
 
     # -- steps
 
@@ -140,6 +139,12 @@ class Scheduler:
         """Integrity of everything held here and below. Raises `RuntimeError` with what is wrong."""
         audit(self._state)
         self.kv.check()
+
+    def _superseded(self, request: Request) -> bool:
+        """Whether this id is known with the same or a higher attempt: open, or ended and not told yet."""
+        entry = self._state.entries.get(request.id)
+        told = (delta.attempt for delta in self._state.deltas if delta.request_id == request.id)
+        return max(told, default=-1 if entry is None else entry.attempt) >= request.attempt
 
     def _expire(self, now: float) -> None:
         """Requests whose deadline has passed end with an error."""

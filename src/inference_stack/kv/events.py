@@ -7,7 +7,8 @@ which blocks are cached. Knows nothing of sockets; publishing the stream is some
 from __future__ import annotations
 
 from collections import deque
-from typing import Literal, NamedTuple
+from itertools import islice
+from typing import Any, Literal, NamedTuple
 
 Kind = Literal["stored", "removed", "cleared"]
 
@@ -31,33 +32,34 @@ class Snapshot(NamedTuple):
 
 
 class EventLog:
-    """The last `capacity` events. Sequence numbers start at 1 and have no gaps."""
+    """The last `capacity` events. Sequence numbers start at 1 and have no gaps. Many are written and few are read, so they are
+    kept as bare fields."""
 
     def __init__(self, capacity: int = 4096) -> None:
         self.sequence = 0
-        self._buffer: deque[KvEvent] = deque(maxlen=capacity)
+        self._buffer: deque[tuple[Any, ...]] = deque(maxlen=capacity)
 
     def stored(self, group: int, block_hash: bytes, parent: bytes, tokens: tuple[int, ...]) -> None:
         """A block can be found under `block_hash` from now on."""
         self.sequence += 1
-        self._buffer.append(KvEvent(self.sequence, "stored", group, block_hash, parent, tokens))
+        self._buffer.append((self.sequence, "stored", group, block_hash, parent, tokens))
 
     def removed(self, group: int, block_hash: bytes) -> None:
         """The block is forgotten."""
         self.sequence += 1
-        self._buffer.append(KvEvent(self.sequence, "removed", group, block_hash))
+        self._buffer.append((self.sequence, "removed", group, block_hash))
 
     def cleared(self) -> None:
         """Everything is forgotten."""
         self.sequence += 1
-        self._buffer.append(KvEvent(self.sequence, "cleared"))
+        self._buffer.append((self.sequence, "cleared"))
 
     def since(self, sequence: int) -> list[KvEvent] | None:
         """Events after `sequence`, or None when some of them are no longer buffered (take a snapshot then)."""
         missing = self.sequence - sequence
         if missing < 0 or missing > len(self._buffer):
             return None
-        return [event for event in self._buffer if event.sequence > sequence]
+        return [KvEvent(*event) for event in islice(self._buffer, len(self._buffer) - missing, None)]
 
 
 def apply(held: set[tuple[int, bytes]], event: KvEvent) -> None:

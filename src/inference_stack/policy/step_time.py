@@ -19,6 +19,9 @@ INITIAL_VARIANCE: Final = 1e4
 MAX_VARIANCE: Final = 1e6
 WARMUP: Final = 8
 """Observations that are believed unclipped."""
+DENSE: Final = 256
+STRIDE: Final = 4
+"""After this many observations only every fourth is looked at: the fit is good by then, and this runs in every step."""
 
 
 class StepTimeFit:
@@ -42,13 +45,15 @@ class StepTimeFit:
         """A step of this size took `seconds`. Non-positive times tell nothing and are ignored."""
         if not seconds > 0.0:
             return
+        self.observations += 1
+        if self.observations > DENSE and self.observations % STRIDE:
+            return
         features = [value / scale for value, scale in zip((1, tokens, rows, context), SCALE, strict=True)]
         residual = self._clip(seconds - _dot(features, self._weights))
         spread = [_dot(row, features) for row in self._covariance]
         norm = 1.0 / (FORGETTING + _dot(features, spread))
         self._weights = [weight + s * norm * residual for weight, s in zip(self._weights, spread, strict=True)]
         self._forget(spread, norm)
-        self.observations += 1
         self.model = self._export(features)
 
     def _export(self, features: list[float]) -> StepTimeModel:
@@ -72,8 +77,8 @@ class StepTimeFit:
 
     def _clip(self, residual: float) -> float:
         size = abs(residual)
-        if self.observations < WARMUP:
-            self._usual_residual = max(self._usual_residual * 0.7, size) if self.observations else size
+        if self.observations <= WARMUP:
+            self._usual_residual = max(self._usual_residual * 0.7, size)
             return residual
         limit = CLIP * self._usual_residual
         self._usual_residual += 0.05 * (min(size, 2.0 * limit + 1e-9) - self._usual_residual)

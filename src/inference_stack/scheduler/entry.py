@@ -29,7 +29,7 @@ class Entry:
     cornered       it could not grow although it was alone: it runs alone, one block per step, with the arena claimed
     waits_for      the name of the block that a running request is computing for it
     leads          names of this many first blocks were registered as being computed by it
-    plain          no row is ignored and the next delta carries tokens alone: the fast path of results
+    special_stops  it has stop tokens beside the model's
     """
 
     request: Request
@@ -48,7 +48,7 @@ class Entry:
     cornered: bool = False
     waits_for: bytes = b""
     leads: int = 0
-    plain: bool = False
+    special_stops: bool = False
     cached_tokens: int | None = None
     told_cached: bool = False
     prompt_logprobs: dict[int, TokenLogprob] | None = None
@@ -62,6 +62,11 @@ class Entry:
     def recompute_tokens(self) -> int:
         """What it would cost to compute it again."""
         return len(self.tokens)
+
+    @property
+    def plain(self) -> bool:
+        """Its next delta carries tokens and nothing else, and only the model's end tokens or the limit end it."""
+        return self.told_cached and self.prompt_logprobs is None and not self.special_stops
 
     @property
     def alone(self) -> bool:
@@ -149,5 +154,6 @@ def make_entry(request: Request, bounds: Bounds, rank: tuple[Key, int], sequence
         sequence=sequence,
         id=request.id,
         attempt=request.attempt,
+        special_stops=bool(params.stop_token_ids),
         prompt_logprobs=None if params.prompt_logprobs is None else {},
     )

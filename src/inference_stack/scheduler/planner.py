@@ -88,7 +88,9 @@ class Planner:
             found &= np.array([entry.slot != NO_SLOT for entry in running], np.bool_)
         kept = found[decode]
         decode = decode[kept]
-        rows.decode(order[decode], computed[decode], want[decode], None if drafts is None else drafts[kept])
+        entries = running if len(decode) == len(running) else [running[place] for place in decode.tolist()]
+        drafts = None if drafts is None else drafts[kept]
+        rows.decode(entries, order[decode], computed[decode], want[decode], drafts)
         return budget
 
     def _budget(self, decode: Places, want: IntArray, computed: IntArray) -> StepBudget:

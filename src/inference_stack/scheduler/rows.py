@@ -23,6 +23,8 @@ class Rows:
     def __init__(self, groups: int) -> None:
         self.new: list[NewSlot] = []
         self.starved = False
+        self._decoding: list[Entry] = []
+        self._chunked: list[Entry] = []
         self._decode: Columns = (_NONE, _NONE, _NONE)
         self._drafts: IntArray | None = None
         self._chunks: tuple[list[int], list[int], list[int], list[int]] = ([], [], [], [])
@@ -31,18 +33,27 @@ class Rows:
     def __len__(self) -> int:
         return len(self._decode[0]) + len(self._chunks[0])
 
-    def decode(self, slots: IntArray, start: IntArray, tokens: IntArray, drafts: IntArray | None) -> None:
+    def decode(
+        self, entries: list[Entry], slots: IntArray, start: IntArray, tokens: IntArray, drafts: IntArray | None
+    ) -> None:
         """Rows that compute the last known token, and drafts, and sample after each."""
+        self._decoding = entries
         self._decode = (slots, start, tokens)
         self._drafts = drafts
 
     def chunk(self, entry: Entry, start: int, tokens: int) -> None:
         """A row of prompt. It samples when it reaches the last known token, unless no token is wanted."""
+        self._chunked.append(entry)
         slots, starts, counts, samples = self._chunks
         slots.append(entry.slot)
         starts.append(start)
         counts.append(tokens)
         samples.append(int(start + tokens == len(entry.tokens) < entry.limit))
+
+    @property
+    def entries(self) -> list[Entry]:
+        """The rows' requests."""
+        return self._decoding + self._chunked
 
     def note_blocks(self, entry: Entry, start: int) -> None:
         """The worker learns the entry's block tables from index `start` on."""
@@ -87,8 +98,7 @@ def launch(rows: Rows, state: State) -> StepPlan:
     step = state.next_step
     state.next_step += 1
     state.table.launch(slots, start + num_tokens, samples)
-    entries = state.entries_at(slots.tolist())
-    flight = Flight(step=step, entries=entries, slots=slots, start=start, num_tokens=num_tokens, samples=samples)
+    flight = Flight(step=step, entries=rows.entries, slots=slots, start=start, num_tokens=num_tokens, samples=samples)
     state.flights.append(flight)
     state.kv.planned(step)
     return StepPlan(

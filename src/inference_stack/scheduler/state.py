@@ -69,7 +69,6 @@ class State:
         self.counters = Counters()
         self.next_step = 0
         self.retired = -1
-        self._by_slot: dict[int, Entry] = {}
         self._order: IntArray | None = None
         self._claimant: Entry | None = None
         self._deadlines: list[tuple[float, int, bool, Entry]] = []
@@ -95,9 +94,9 @@ class State:
             limit=entry.limit,
             capacity=sequence.blocks * BLOCK_TOKENS,
             published=sequence.published,
+            plain=entry.plain,
         )
         self._unqueue(entry)
-        self._by_slot[entry.slot] = entry
         insort(self.running, entry, key=_rank)
         self._order = None
         entry.waits_for = b""
@@ -117,7 +116,6 @@ class State:
         """Preempt, and disregard the entry's rows in flight: they were built on a token that does not exist."""
         self.preempt(entry)
         entry.ignore_until = entry.resume_after
-        entry.plain = False
 
     def corner(self, entry: Entry) -> None:
         """The only running request cannot grow: it starts over alone, with the whole arena claimed for it."""
@@ -137,7 +135,6 @@ class State:
         else:
             self._stop(entry)
         entry.ignore_until = FOREVER
-        entry.plain = False
         del self.entries[entry.id]
         if self._claimant is entry:
             self._unclaim()
@@ -157,10 +154,6 @@ class State:
         if self._order is None:
             self._order = ints([entry.slot for entry in self.running])
         return self._order
-
-    def entries_at(self, slots: Sequence[int]) -> list[Entry]:
-        """The requests in these slots."""
-        return list(map(self._by_slot.__getitem__, slots))
 
     def reorder(self, now: float) -> None:
         """Compute every place again, for policies whose order changes with time."""
@@ -189,7 +182,6 @@ class State:
         self._unlead(entry, entry.sequence.published, entry.leads)
         self.kv.free(entry.sequence)
         self.table.release(entry.slot, self.kv.fence)
-        del self._by_slot[entry.slot]
         entry.slot = NO_SLOT
         del self.running[bisect_left(self.running, entry.rank, key=_rank)]
         self._order = None

@@ -5,6 +5,8 @@
     pending    tokens that steps in flight will sample (placeholders)         ┘
     limit      the length at which the completion ends; the last token's KV is never needed
     capacity   tokens that the block tables have room for
+    published  blocks offered to the prefix index
+    plain      the request in the slot expects tokens and nothing else: the fast path of results
 
 Knows nothing of requests. A slot that was released keeps its columns until it is assigned again, so that late results of
 steps in flight may still write there without harm.
@@ -26,6 +28,7 @@ class SlotTable:
         self.size = size
         self._columns = np.zeros((6, size), np.int32)
         self.computed, self.known, self.pending, self.limit, self.capacity, self.published = self._columns
+        self.plain = np.zeros(size, np.bool_)
         self._free = list(range(size - 1, -1, -1))
         self._fenced: deque[tuple[int, int]] = deque()
         self._released: list[int] = []
@@ -40,17 +43,18 @@ class SlotTable:
         """Slots that become free when steps in flight have retired."""
         return len(self._fenced)
 
-    def assign(self, *, known: int, computed: int, limit: int, capacity: int, published: int) -> int:
+    def assign(self, *, known: int, computed: int, limit: int, capacity: int, published: int, plain: bool) -> int:
         """A free slot with fresh columns."""
         slot = self._free.pop()
         self.known[slot], self.computed[slot], self.limit[slot] = known, computed, limit
         self.capacity[slot], self.published[slot] = capacity, published
-        self.pending[slot] = 0
+        self.pending[slot], self.plain[slot] = 0, plain
         return slot
 
     def release(self, slot: int, fence: int | None) -> None:
         """The slot may be assigned again when step `fence` has retired (None: at once)."""
         self._released.append(slot)
+        self.plain[slot] = False
         if fence is None:
             self._free.append(slot)
         else:

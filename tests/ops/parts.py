@@ -30,7 +30,7 @@ def rope_table(positions: int, head_dim: int, base: float = 10000.0) -> Rope:
 
 
 @dataclass
-class Sequence1:
+class PagedRequest:
     """A request: its projections by position, and the arena entries of its blocks."""
 
     qkv_TX: Tensor
@@ -62,17 +62,13 @@ class Paged:
         order = torch.randperm(self.blocks, generator=torch.Generator().manual_seed(1))
         self._free = (order * self.granules).tolist()
 
-    def poison(self) -> None:
-        """NaN everywhere."""
-        self.kv.arena.view(torch.float32 if self.dtype == torch.float32 else self.dtype).fill_(float("nan"))
-
-    def sequence(self, qkv_TX: Tensor) -> Sequence1:
+    def sequence(self, qkv_TX: Tensor) -> PagedRequest:
         """A request with blocks for all its positions."""
         count = -(-qkv_TX.shape[0] // BLOCK)
         taken, self._free = self._free[:count], self._free[count:]
-        return Sequence1(qkv_TX, taken)
+        return PagedRequest(qkv_TX, taken)
 
-    def step(self, parts: Sequence[tuple[Sequence1, int, int]]) -> tuple[StepInputs, Tensor]:
+    def step(self, parts: Sequence[tuple[PagedRequest, int, int]]) -> tuple[StepInputs, Tensor]:
         """The step that computes positions start … stop-1 of each request, and its fused projection."""
         positions = torch.cat([torch.arange(start, stop) for _, start, stop in parts])
         sizes = torch.tensor([stop - start for _, start, stop in parts])
@@ -85,11 +81,12 @@ class Paged:
         step = StepInputs(
             tokens_T=torch.zeros_like(positions), positions_T=positions, row_T=row_T,
             context_R=torch.tensor([stop for _, _, stop in parts]), cu_q=(0, *torch.cumsum(sizes, 0).tolist()),
-            context=tuple(stop for _, _, stop in parts), kv=(self.kv,), tables=(table,), sampled_S=torch.zeros(0, dtype=torch.int64),
+            context=tuple(stop for _, _, stop in parts), kv=(self.kv,), tables=(table,),
+            sampled_S=torch.zeros(0, dtype=torch.int64),
         )  # fmt: skip
         return step, torch.cat([sequence.qkv_TX[start:stop] for sequence, start, stop in parts])
 
-    def run(self, ops: BoundOps, parts: Sequence[tuple[Sequence1, int, int]]) -> list[Tensor]:
+    def run(self, ops: BoundOps, parts: Sequence[tuple[PagedRequest, int, int]]) -> list[Tensor]:
         """Stores and attends one step; outputs per part."""
         step, qkv_TX = self.step(parts)
         q_THE = ops.rope_store(qkv_TX, self.heads, self.kv, step)

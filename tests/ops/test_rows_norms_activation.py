@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
@@ -52,9 +52,10 @@ def test_activation_of_extreme_gates_is_finite(ops: BoundOps) -> None:
     assert torch.equal(ops.act_mul(x, "silu"), torch.tensor([[0.0, 1e4, 0.0]]))
 
 
-@given(width=st.sampled_from([1, 37, 577, 20011, 40003]), start=st.integers(0, 20), rows=st.integers(1, 20))
+@settings(max_examples=40, deadline=None)
+@given(width=st.sampled_from([1, 37, 577, 5003, 20011]), start=st.integers(0, 8), rows=st.integers(1, 9))
 def test_a_row_is_the_same_alone_and_in_any_batch(ops: BoundOps, width: int, start: int, rows: int) -> None:
-    x = torch.randn(41, width, generator=torch.Generator().manual_seed(width)) * 3
+    x = torch.randn(17, width, generator=torch.Generator().manual_seed(width)) * 3
     part = x[start : start + rows].clone()
     weight = torch.linspace(-2, 2, width)
     assert torch.equal(ops.rmsnorm(part, weight, 1e-5), ops.rmsnorm(x, weight, 1e-5)[start : start + rows])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -120,7 +122,7 @@ def test_places_never_overlap(moves: list[tuple[int, int]]) -> None:
         start = places.take(size)
         live[start] = start + size
         spans = sorted(live.items())
-        assert all(end <= following for (_, end), (following, _) in zip(spans, spans[1:], strict=False))
+        assert all(end <= following for (_, end), (following, _) in pairwise(spans))
         assert max(live.values()) <= places.peak
         if victim and len(live) >= victim:
             gone = spans[victim - 1][0]

@@ -206,7 +206,8 @@ class Ops(Protocol):
         ...
 
     def sample(self, logits_SV: Tensor, inputs: SampleInputs) -> Sampled:
-        """Choose one token per row: bias, penalties, bans and grammar, temperature, min-p/top-k/top-p, then arg-max of Gumbel-perturbed logits."""
+        """Choose one token per row: grammar, bias, penalties, bans, temperature, top-k, top-p, min-p, then arg-max of
+        Gumbel-perturbed logits."""
         ...
 
     def score(self, logits_SV: Tensor, tokens_S: Tensor, top: int) -> Scored:

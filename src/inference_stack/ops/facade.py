@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from inference_stack.ops.api import Activation, HeadSpec, KvLayer, Linear, SampleInputs, Sampled, Scored, StepInputs
+from inference_stack.ops.api import Activation, HeadSpec, KvLayer, Linear, Sampled, SampleInputs, Scored, StepInputs
 from inference_stack.ops.workspace import Workspace
 
 

@@ -16,7 +16,7 @@ class TensorOperationOutsideOps(RuntimeError):
     """Model code did tensor work of its own; the message names the operation."""
 
 
-class only_ops(TorchDispatchMode):  # noqa: N801 - reads as a statement: `with only_ops(ops): model.forward(ops, step)`
+class only_ops(TorchDispatchMode):
     """Context manager: raises TensorOperationOutsideOps at the first tensor operation that no op of `ops` performs."""
 
     def __init__(self, ops: BoundOps) -> None:

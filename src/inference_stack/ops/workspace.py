@@ -128,7 +128,7 @@ class Workspace:
             raise WorkspaceOverflow(
                 f"a step needs {start + reserved} bytes of workspace, but {self._limit} are planned"
             )
-        return self._wrap(start, prod(shape) * dtype.itemsize, rows).view(dtype).view(*shape)
+        return self._wrap(start, prod(shape) * dtype.itemsize, dtype, rows).view(*shape)
 
     def take_like(self, x: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """As `take`, with the leading dimension counting what `x`'s does."""
@@ -139,13 +139,13 @@ class Workspace:
         live = self._live.get(x.untyped_storage().data_ptr())
         return live.rows if live is not None else "tokens"
 
-    def _wrap(self, start: int, nbytes: int, rows: Rows) -> Tensor:
+    def _wrap(self, start: int, nbytes: int, dtype: torch.dtype, rows: Rows) -> Tensor:
         # Every range has a storage of its own, whose owner dies with the last tensor over it: views keep it alive.
         owner = self._owner(start, nbytes)
         if self.device.type == "cpu":
-            flat = torch.frombuffer(owner, dtype=torch.uint8)
+            flat = torch.frombuffer(owner, dtype=dtype)
         else:
-            flat = torch.as_tensor(owner, device=self.device)
+            flat = torch.as_tensor(owner, device=self.device).view(dtype)
         address = flat.data_ptr()
         self._live[address] = _Live(start, rows, weakref.ref(owner, self._returner(address)))
         return flat

@@ -18,7 +18,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from inference_stack.ops.api import SampleInputs, Sampled
+from inference_stack.ops.api import Sampled, SampleInputs
 from inference_stack.ops.reference.filters import filtered
 from inference_stack.ops.reference.philox import noise_all, noise_of
 from inference_stack.ops.reference.score import score_rows

@@ -27,9 +27,8 @@ def test_help_of_serve_has_every_flag() -> None:
 
 def test_help_loads_no_heavy_library() -> None:
     code = (
-        "import sys; from inference_stack.cli.main import main; sys.argv = ['istack', '--help']\n"
-        "try: main()\n"
-        "except SystemExit: pass\n"
+        "import sys; from inference_stack.cli.main import run_app; sys.argv = ['istack', '--help']\n"
+        "run_app()\n"
         "heavy = {'torch', 'numpy', 'httpx', 'rich', 'starlette', 'tokenizers', 'yaml'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )

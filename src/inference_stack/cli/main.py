@@ -118,15 +118,26 @@ def version() -> None:
     print(f"istack {installed('inference-stack')}")
 
 
-def main() -> None:
-    """The entry point: a failure is one line and a status, not a traceback."""
+def run_app() -> int:
+    """Run the command line; its exit status. A failure is one line, not a traceback."""
     try:
         app()
     except InferenceError as error:
         print(f"istack: {error}", file=sys.stderr)
-        sys.exit(1)
+        return 1
     except KeyboardInterrupt:
-        sys.exit(130)
+        return 130
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+def main() -> None:
+    """The entry point. Ends the process without tearing the interpreter down, which crashes now and then in msgspec's types."""
+    status = run_app()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":

@@ -114,11 +114,11 @@ class StepResult:
     seconds: float = 0.0
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class TokenDelta:
     """One request's news from one step, on its way up to the gateway. `tokens` are appended to its emitted tokens.
 
-    Treat as immutable: it is not frozen because one is made per row and step, and a frozen one takes four times as long.
+    Treat as immutable. One is made per row and step, so it is neither frozen nor keyword-only: either would double its cost.
     `cached_tokens` (prefix hit) and `prompt_logprobs` (all positions but the first) come once, with the first delta that
     knows them. A delta with `finish` is the request's last; `error` explains `FinishReason.ERROR`.
     """

@@ -39,6 +39,15 @@ class LinkedLists:
         node = self._next[self._size + k]
         return -1 if node >= self._size else node
 
+    def least(self, count: int, keys: list[int]) -> int:
+        """Among the oldest nodes of lists 0 … count-1 the one with the least key (ties: the first list), or -1."""
+        best = -1
+        for sentinel in range(self._size, self._size + count):
+            node = self._next[sentinel]
+            if node < self._size and (best < 0 or keys[node] < keys[best]):
+                best = node
+        return best
+
     def members(self, k: int) -> list[int]:
         """All nodes of list k, oldest first. Linear: for checks."""
         nodes = []

@@ -187,9 +187,9 @@ class KvManager:
     def allocate(self, sequence: Sequence, blocks: int) -> bool:
         """Grow every group's table to `blocks` entries, or none (False)."""
         missing = blocks - sequence.blocks
-        frugal = len(self.pools) > 1 and self.claiming
-        taken = self._take(missing, frugal)
-        if taken is None and len(self.pools) > 1 and not frugal:
+        several = len(self.pools) > 1
+        taken = self._take(missing, frugal=several and self.claiming)
+        if taken is None and several:
             taken = self._take(missing, frugal=True)
         if taken is None:
             return False
@@ -280,13 +280,10 @@ class KvManager:
         """`count` blocks of every group, or nothing. Blocks given back here were seen by no step: no fence."""
         taken: list[list[int]] = []
         for pool in self.pools:
-            got: list[int] = []
+            got = pool.take_many(count, frugal)
+            if got is None:
+                for other, blocks in zip(self.pools, taken, strict=False):
+                    release_all(other, reversed(blocks), None)
+                return None
             taken.append(got)
-            while len(got) < count:
-                block = pool.take(frugal)
-                if block is None:
-                    for other, blocks in zip(self.pools, taken, strict=False):
-                        release_all(other, reversed(blocks), None)
-                    return None
-                got.append(block)
         return taken

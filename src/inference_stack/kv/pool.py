@@ -122,6 +122,17 @@ class BlockPool:
         self._refs[block] = 1
         return block
 
+    def take_many(self, count: int, frugal: bool = False) -> list[int] | None:
+        """`count` blocks, or none at all."""
+        taken: list[int] = []
+        for _ in range(count):
+            block = self.take(frugal)
+            if block is None:
+                release_all(self, reversed(taken), None)
+                return None
+            taken.append(block)
+        return taken
+
     def hit(self, block: int) -> None:
         """One more reference to a remembered block."""
         if self._refs[block] == 0:
@@ -295,8 +306,7 @@ class BlockPool:
 
     def _evict(self) -> int:
         """Forget the content of the cached block of least key."""
-        heads = [head for head in map(self._lists.head, range(CLASSES)) if head != -1]
-        block = heads[0] if len(heads) == 1 else min(heads, key=self._key.__getitem__)
+        block = self._lists.least(CLASSES, self._key)
         self._clock = self._key[block]
         self._forget(block)
         return block

@@ -39,6 +39,8 @@ class Planner:
         self._state = state
         self._fit = fit
         self._proposer = proposer
+        self._one = np.ones(state.limits.max_running, np.int32)
+        self._one.flags.writeable = False
 
     def plan(self, now: float) -> StepPlan | None:
         """The next step, or None when nothing can be computed now."""
@@ -64,33 +66,34 @@ class Planner:
         if self._proposer is not None:
             due[state.table.pending[order] > 0] = 0
         decoding = (due == 1) & (total < limit)
-        chunking = (due > 0) & ~decoding
+        chunking = due > decoding
         decode = decoding.nonzero()[0]
         if len(decode) > state.limits.max_batch_tokens:
             decode = decode[: state.limits.max_batch_tokens]
             decoding[decode[-1] + 1 :] = False
-        want = np.ones(len(order), np.int32)
-        drafts = None
+        want, drafts = self._one[: len(order)], None
         if self._proposer is not None:
+            want = want.copy()
             drafts = self._propose(running, decode, np.minimum(limit - total, capacity - computed) - 1, want)
         budget = self._budget(decode, want, computed)
         lacking = decoding & (computed + want > capacity)
-        found = np.ones(len(order), np.bool_)
         for place in (lacking | chunking).nonzero()[0].tolist():
             entry = running[place]
             if entry.slot == NO_SLOT:
                 continue
             if chunking[place]:
                 self._chunk(entry, int(computed[place]), int(due[place]), rows, budget)
-            else:
-                found[place] = self._secure(entry, int(computed[place] + want[place]), rows)
-        if len(running) != len(state.running):
-            found &= np.array([entry.slot != NO_SLOT for entry in running], np.bool_)
-        kept = found[decode]
-        decode = decode[kept]
-        entries = running if len(decode) == len(running) else [running[place] for place in decode.tolist()]
-        drafts = None if drafts is None else drafts[kept]
-        rows.decode(entries, order[decode], computed[decode], want[decode], drafts)
+            elif not self._secure(entry, int(computed[place] + want[place]), rows):
+                decoding[place] = False
+        if rows.starved or len(running) != len(state.running):
+            decoding &= np.array([entry.slot != NO_SLOT for entry in running], np.bool_)
+            drafts = None if drafts is None else drafts[decoding[decode]]
+            decode = decoding.nonzero()[0]
+        if len(decode) == len(running):
+            rows.decode(running, order, computed, want, drafts)
+        else:
+            entries = [running[place] for place in decode.tolist()]
+            rows.decode(entries, order[decode], computed[decode], want[decode], drafts)
         return budget
 
     def _budget(self, decode: Places, want: IntArray, computed: IntArray) -> StepBudget:

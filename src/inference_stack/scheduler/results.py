@@ -60,7 +60,7 @@ class Results:
         deltas = self._state.deltas
         for entry, token in zip(entries, sampled[fast].tolist(), strict=True):
             entry.tokens.append(token)
-            deltas.append(TokenDelta(request_id=entry.id, attempt=entry.attempt, tokens=(token,)))
+            deltas.append(TokenDelta(entry.id, entry.attempt, (token,)))
         self._state.counters.generation_tokens += int(result.counts.sum())
         return [
             flight.entries[row]
@@ -73,7 +73,9 @@ class Results:
         if result.errors or result.logprobs or result.prompt_logprobs:
             return np.zeros(len(sampled), np.bool_)
         table, slots = self._state.table, flight.slots
-        fast: npt.NDArray[np.bool_] = table.plain[slots] & (result.counts == 1) & (table.known[slots] < table.limit[slots])
+        fast: npt.NDArray[np.bool_] = (
+            table.plain[slots] & (result.counts == 1) & (table.known[slots] < table.limit[slots])
+        )
         for eos in self._state.limits.eos_tokens:
             fast &= sampled != eos
         return fast

@@ -41,7 +41,7 @@ def kept_by_filters(y_FV: Tensor, top_k: list[int], top_p: list[float], min_p: l
 @settings(deadline=None, max_examples=40)
 @given(
     seed=st.integers(0, 1000),
-    vocab=st.sampled_from([5, 130, 1500]),
+    vocab=st.sampled_from([5, 130, 1500, 9000]),
     spread=st.sampled_from([0.01, 1.0, 6.0]),
     rows=st.lists(
         st.tuples(st.sampled_from([0, 1, 2, 50, 1200]), st.sampled_from([1.0, 0.5, 0.95, 1e-6]), st.sampled_from([0.0, 0.1, 1.0])),

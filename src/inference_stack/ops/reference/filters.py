@@ -2,8 +2,8 @@
 
 Tokens are ordered by tempered logit, equal ones by id. top-k keeps the first k. top-p then renormalises over those and keeps the
 shortest prefix whose probability reaches p: the token that crosses p stays. min-p keeps tokens at least min_p times as likely as
-the best. The best token always stays. A row is looked at through its best 1024 tokens first, and in full only when those do
-not decide; both ways sum in the same order and so agree bit for bit.
+the best. The best token always stays. A row is looked at through its best 1024 tokens first, then 8192, and in full only when
+those do not decide; all ways sum in the same order and so agree bit for bit.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from inference_stack.ops.reference.ranking import best
 
-PREFIX: Final = 1024
+PREFIXES: Final = (1024, 8192)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +31,18 @@ class Kept:
 
 
 def filtered(tempered_FV: Tensor, top_k_F: Tensor, top_p_F: Tensor, min_p_F: Tensor) -> Iterator[Kept]:
-    """The candidates of every row, in one or two groups of rows. `tempered_FV`: row maximum 0; off: top_k 0, top_p 1, min_p 0."""
+    """The candidates of every row, rows in groups. `tempered_FV`: row maximum 0. Off: top_k 0, top_p 1, min_p 0."""
     vocab = tempered_FV.shape[1]
     limit_F = torch.where(top_k_F > 0, top_k_F.clamp(max=vocab), vocab)
     mass_F = tempered_FV.to(torch.float64).exp_().cumsum(1)[:, -1]
-    everything = torch.arange(tempered_FV.shape[0], device=tempered_FV.device)
-    kept, decided_F = _kept(tempered_FV, everything, (limit_F, top_p_F, min_p_F, mass_F), min(PREFIX, vocab))
-    yield Kept(*(column[decided_F] for column in (kept.rows_F, kept.ids_FK, kept.logits_FK, kept.keep_FK)))
-    rest = (~decided_F).nonzero()[:, 0]
-    if rest.shape[0]:
-        parameters = (limit_F[rest], top_p_F[rest], min_p_F[rest], mass_F[rest])
-        yield _kept(tempered_FV[rest], rest, parameters, vocab)[0]
+    rows_F = torch.arange(tempered_FV.shape[0], device=tempered_FV.device)
+    for width in (*(prefix for prefix in PREFIXES if prefix < vocab), vocab):
+        parameters = (limit_F[rows_F], top_p_F[rows_F], min_p_F[rows_F], mass_F[rows_F])
+        kept, decided_F = _kept(tempered_FV[rows_F], rows_F, parameters, width)
+        yield Kept(*(column[decided_F] for column in (kept.rows_F, kept.ids_FK, kept.logits_FK, kept.keep_FK)))
+        rows_F = rows_F[~decided_F]
+        if rows_F.shape[0] == 0:
+            return
 
 
 def _kept(

@@ -258,6 +258,22 @@ def test_an_abort_with_steps_in_flight_is_silent() -> None:
     world.check_empty()
 
 
+def test_a_token_that_did_not_come_voids_rows_in_flight_even_of_a_preempted_request() -> None:
+    world = one_model(lag=2, max_running=1)
+    model = world.models[0]
+    model.submit(request("low", max_tokens=20), world.now)
+    for _ in range(4):
+        world.step(model)
+    assert len(model.flights) == 2
+    model.submit(replace(request("urgent"), qos=Qos(priority=100)), world.now)
+    model.stalls = 1.0
+    world.step(model)
+    model.stalls = 0.0
+    world.drain(200)
+    world.check_empty()
+    assert model.scheduler.stats().preemptions == 1
+
+
 def test_a_failing_row_fails_its_request_alone() -> None:
     world = one_model()
     model = world.models[0]

@@ -164,11 +164,18 @@ class Results:
             state.published(entry, before)
 
     def _void(self, flight: Flight, short: IntArray) -> None:
-        """Rows that gave fewer tokens than were counted on, while later rows that build on those are in flight."""
+        """Rows that gave fewer tokens than were counted on: later rows in flight that build on those mean nothing.
+
+        A request that was preempted meanwhile has no placeholders any more; it resumes when all its rows have retired.
+        """
         state = self._state
-        for row in np.flatnonzero((short > 0) & (state.table.pending[flight.slots] > 0)).tolist():
-            entry = flight.entries[row]
-            if entry.slot == flight.slots[row] and flight.step > entry.ignore_until:
+        for row in (short > 0).nonzero()[0].tolist():
+            entry, slot = flight.entries[row], flight.slots[row]
+            if flight.step <= entry.ignore_until:
+                continue
+            if entry.slot == NO_SLOT:
+                entry.ignore_until = entry.resume_after
+            elif entry.slot == slot and state.table.pending[slot] > 0:
                 state.void(entry)
 
     def _count(self, flight: Flight, result: StepResult) -> None:

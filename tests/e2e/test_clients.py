@@ -13,6 +13,7 @@ import openai
 import pytest
 from langchain_core.messages import HumanMessage
 from langchain_openai import ChatOpenAI
+
 from tests.e2e.server import Server
 
 pytestmark = pytest.mark.model

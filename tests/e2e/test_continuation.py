@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+
 from tests.e2e.server import Server
 
 pytestmark = pytest.mark.model

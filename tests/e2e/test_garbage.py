@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+
 from tests.e2e.server import Server
 
 pytestmark = pytest.mark.model

@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+
 from tests.e2e.server import Server
 
 pytestmark = [pytest.mark.model, pytest.mark.slow, pytest.mark.timeout(400)]
@@ -90,9 +91,7 @@ async def storm(server: Server, outcome: Outcome) -> list[int]:
     return samples
 
 
-def test_clients_that_leave_cost_nothing(
-    demo_model: Path, record_property: Callable[[str, object], None]
-) -> None:
+def test_clients_that_leave_cost_nothing(demo_model: Path, record_property: Callable[[str, object], None]) -> None:
     server = Server("smollm2").wait_ready()
     server.http.post("/v1/completions", json={"model": "smollm2", "prompt": "x", "max_tokens": 2})
     handles_before, tasks_before = handles(server), server.metric("inference_stack_gateway_tasks")

@@ -92,7 +92,12 @@ def engine(*models: Path, **settings: Any) -> Engine:
 
 
 def request(
-    prompt: Sequence[int], name: str = "r", model: str = "llama", seed: int = 11, emitted: Sequence[int] = (), **params: Any
+    prompt: Sequence[int],
+    name: str = "r",
+    model: str = "llama",
+    seed: int = 11,
+    emitted: Sequence[int] = (),
+    **params: Any,
 ) -> Request:
     """A request that reports the whole distribution of every token, so that equal answers are equal bit for bit."""
     chosen = {"max_tokens": 12, "temperature": 1.0, "ignore_eos": True, "logprobs": VOCAB}

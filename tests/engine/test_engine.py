@@ -50,7 +50,9 @@ def test_the_end_token_ends_unless_ignored(llama: Engine) -> None:
 def test_penalties_count_what_was_emitted(llama: Engine) -> None:
     even = {"logit_bias": dict.fromkeys(range(10, 22), 50.0), **GREEDY}
     repeated = llama.alone(request(prompt(5), **even)).tokens
-    spread = llama.alone(request(prompt(5), presence_penalty=2.0, frequency_penalty=2.0, repetition_penalty=9.0, **even))
+    spread = llama.alone(
+        request(prompt(5), presence_penalty=2.0, frequency_penalty=2.0, repetition_penalty=9.0, **even)
+    )
     assert len(set(spread.tokens)) > len(set(repeated))
 
 

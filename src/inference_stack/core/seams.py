@@ -121,7 +121,7 @@ class Proposer(Protocol):
 
 
 class KvTransfer(Protocol):
-    """Moves whole KV blocks between places (host tier, other node). Items are plan items with completion, behind the same fences."""
+    """Moves whole KV blocks between places (host tier, other node): plan items with completion, behind the same fences."""
 
     def start(self, source: IntArray, target: IntArray) -> Event:
         """Copy logical blocks `source[i]` to `target[i]`; the event fires when the targets may be read."""

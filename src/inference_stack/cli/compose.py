@@ -24,13 +24,13 @@ from inference_stack.cli.models import fetch
 from inference_stack.config.tree import Config, ModelEntry
 from inference_stack.core.errors import InferenceError, invalid, unavailable
 from inference_stack.core.seams import SystemClock
-from inference_stack.core.stats import Ledger
 from inference_stack.frontend.load import load_frontend
 from inference_stack.gateway.app import create_app
 from inference_stack.gateway.context import Gateway
 from inference_stack.gateway.dispatch import Dispatcher
 from inference_stack.gateway.observer import MetricsObserver
 from inference_stack.node.agent import NodeAgent
+from inference_stack.node.spawn import Spawned
 from inference_stack.telemetry.logs import set_up_logs
 from inference_stack.telemetry.metrics import Metrics
 from inference_stack.wire.memory import memory_pair
@@ -63,13 +63,12 @@ def placed(config: Config, files: list[ModelFiles]) -> Config:
 
 
 class Announcer:
-    """Tells people when the server is ready, with the ledger, and when it is not."""
+    """Tells people when the server is ready, with the ledger. `started` is when this process began, on `clock`."""
 
-    def __init__(self, console: Console, clock: SystemClock, started: float, spawned: float, url: str) -> None:
+    def __init__(self, console: Console, clock: SystemClock, started: float, url: str) -> None:
         self._console = console
         self._clock = clock
         self._started = started
-        self._spawned = spawned
         self._url = url
         self._told = False
 
@@ -78,15 +77,11 @@ class Announcer:
             return
         self._told = True
         worker = state.ledgers[0]
-        whole = Ledger(
-            stages=(("gateway: python, imports, model files", self._spawned - self._started), *worker.stages),
-            total_seconds=self._clock.now() - self._started,
-            memory=worker.memory,
-            derived=worker.derived,
-        )
-        print_ledger(self._console, whole)
+        total = self._clock.now() - self._started
+        before = ("gateway, until its worker began", total - worker.total_seconds)
+        print_ledger(self._console, replace(worker, stages=(before, *worker.stages), total_seconds=total))
         names = ", ".join(model.name for model in state.models)
-        self._console.print(f"serving [bold]{names}[/bold] at [bold]{self._url}/v1[/bold]  (docs at {self._url}/docs)")
+        self._console.print(f"serving [bold]{names}[/bold] at [bold]{self._url}/v1[/bold] (docs: {self._url}/docs)")
 
 
 class Server(uvicorn.Server):
@@ -108,7 +103,9 @@ class Server(uvicorn.Server):
 class Stack:
     """Gateway and node of one machine in one process."""
 
-    def __init__(self, config: Config, files: list[ModelFiles], clock: SystemClock, log: logging.Logger) -> None:
+    def __init__(
+        self, config: Config, files: list[ModelFiles], clock: SystemClock, log: logging.Logger, worker: Spawned
+    ) -> None:
         self.config = placed(config, files)
         self._files = files
         self._clock = clock
@@ -116,7 +113,7 @@ class Stack:
         self._metrics = Metrics()
         here, there = memory_pair()
         self.dispatcher = Dispatcher(here, config.server, clock, MetricsObserver(self._metrics), self._on_state)
-        self._agent = NodeAgent("local", self.config, there, clock)
+        self._agent = NodeAgent("local", self.config, there, clock, worker)
         self._listeners: list[Callable[[NodeState], None]] = []
 
     def on_state(self, listener: Callable[[NodeState], None]) -> None:
@@ -169,16 +166,19 @@ def listen(config: Config) -> socket.socket:
         raise invalid(f"cannot listen on {host} port {port}: {error.strerror}; choose another with --port") from error
 
 
-async def serve(config: Config, console: Console) -> int:
-    """Serve until a signal ends it; the process's exit status. Raises `InferenceError` when it cannot start."""
+async def serve(config: Config, console: Console, worker: Spawned) -> int:
+    """Serve until a signal ends it; the process's exit status. Raises `InferenceError` when it cannot start.
+
+    `worker` was spawned ahead, and has been importing its libraries since.
+    """
     clock = SystemClock()
     started = process_start(clock)
     log = set_up_logs(config.log.level, config.log.json, sys.stderr)
     files = fetch([entry.model for entry in config.models], config.cache_dir)
     with listen(config) as sock:
-        stack = Stack(config, files, clock, log)
+        stack = Stack(config, files, clock, log, worker)
         url = f"http://{config.server.host}:{sock.getsockname()[1]}"
-        stack.on_state(Announcer(console, clock, started, clock.now(), url))
+        stack.on_state(Announcer(console, clock, started, url))
         async with stack.running():
             return await _serve_http(stack, sock)
 

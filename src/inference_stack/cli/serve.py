@@ -12,10 +12,13 @@ def serve_models(config: Config) -> int:
     """Serve until interrupted; the process's exit status. Raises `InferenceError` when no model is named."""
     if not config.models:
         raise invalid("no model is named; for example: istack serve smollm2", param="models", code="invalid_config")
+    from inference_stack.node.spawn import spawn
+
+    worker = spawn()  # it imports torch while we import everything else
     import uvloop
     from rich.console import Console
 
     from inference_stack.cli.compose import serve
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(serve(config, Console(stderr=True)))
+        return runner.run(serve(config, Console(stderr=True), worker))

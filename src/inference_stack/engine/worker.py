@@ -121,15 +121,15 @@ def _beat(channel: Channel, worker: list[Worker], seconds: float) -> None:
 def serve(channel: Channel, clock: SystemClock, started: float) -> None:
     """A worker's life: hello, configuration, models, then the loop."""
     channel.send(Hello(wire_version=WIRE_VERSION, pid=os.getpid(), device="cpu"))
+    from inference_stack.config.tree import from_plain
+    from inference_stack.engine.startup import Startup  # slow: torch
+
     first = channel.receive()
     if not isinstance(first, Configure):
         raise ValueError(f"expected Configure, got {type(first).__name__}")
     inbox: queue.SimpleQueue[ToWorker] = queue.SimpleQueue()
     worker: list[Worker] = []
     threading.Thread(target=_read, args=(channel, inbox), daemon=True).start()
-    from inference_stack.config.tree import from_plain
-    from inference_stack.engine.startup import Startup
-
     config = from_plain(first.config)
     pause = config.node.heartbeat_seconds / HEARTBEATS_PER_LIMIT
     threading.Thread(target=_beat, args=(channel, worker, pause), daemon=True).start()

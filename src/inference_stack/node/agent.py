@@ -9,18 +9,26 @@ import asyncio
 
 from inference_stack.config.tree import Config
 from inference_stack.core.seams import Clock, Link, LinkClosed
+from inference_stack.node.spawn import Spawned
 from inference_stack.node.supervisor import Supervisor
 from inference_stack.wire.messages import Abort, FromNode, Lost, NodeState, Submit, ToNode
 
 
 class NodeAgent:
-    """Serves one gateway over `link` with the worker that it supervises."""
+    """Serves one gateway over `link` with the worker that it supervises; `first` is one that was spawned ahead."""
 
-    def __init__(self, name: str, config: Config, link: Link[FromNode, ToNode], clock: Clock) -> None:
+    def __init__(
+        self,
+        name: str,
+        config: Config,
+        link: Link[FromNode, ToNode],
+        clock: Clock,
+        first: Spawned | None = None,
+    ) -> None:
         self._name = name
         self._link = link
         self._outbox: asyncio.Queue[FromNode] = asyncio.Queue()
-        self._supervisor = Supervisor(config, clock, self._outbox.put_nowait, self._tell_state)
+        self._supervisor = Supervisor(config, clock, self._outbox.put_nowait, self._tell_state, first)
 
     async def run(self) -> None:
         """Work until the gateway's link closes or the task is cancelled; the worker does not outlive it."""

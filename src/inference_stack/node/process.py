@@ -1,33 +1,26 @@
-"""One worker process as its node holds it: spawn, talk, kill."""
+"""One worker process as its node holds it: talk, end."""
 
 from __future__ import annotations
 
 import asyncio
-import socket
 import subprocess
-import sys
 
+from inference_stack.node.spawn import Spawned, spawn
 from inference_stack.wire.channel import StreamLink
 
 
 class WorkerProcess:
-    """A child process and the link to it over an inherited socket pair: no port, no path, nobody else can connect."""
+    """A worker and the link to it."""
 
     def __init__(self, child: subprocess.Popen[bytes], link: StreamLink) -> None:
         self._child = child
         self.link = link
 
     @classmethod
-    async def spawn(cls) -> WorkerProcess:
-        """Start a worker. It says `Hello` first."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            child = subprocess.Popen(
-                [sys.executable, "-m", "inference_stack.engine.worker", "--fd", str(theirs.fileno())],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-            )
-        return cls(child, await StreamLink.over(ours))
+    async def start(cls, spawned: Spawned | None = None) -> WorkerProcess:
+        """A worker, which says `Hello` first: the one that was `spawned` already, or a new one."""
+        spawned = spawned or spawn()
+        return cls(spawned.child, await StreamLink.over(spawned.sock))
 
     @property
     def pid(self) -> int:

@@ -16,6 +16,7 @@ from inference_stack.core.request import Request
 from inference_stack.core.seams import Clock, LinkClosed
 from inference_stack.core.stats import Ledger
 from inference_stack.node.process import WorkerProcess
+from inference_stack.node.spawn import Spawned
 from inference_stack.node.watchdog import Limits, Watchdog
 from inference_stack.wire.codec import ProtocolError
 from inference_stack.wire.messages import (
@@ -56,7 +57,10 @@ class Condition:
 
 
 class Supervisor:
-    """Owns one worker slot of a node. `report` receives `StepReport` and `Lost`; `changed` is called at every state change."""
+    """Owns one worker slot of a node. `report` receives `StepReport` and `Lost`; `changed` is called at every state change.
+
+    `first` is a worker that was spawned ahead.
+    """
 
     def __init__(
         self,
@@ -64,12 +68,14 @@ class Supervisor:
         clock: Clock,
         report: Callable[[StepReport | Lost], None],
         changed: Callable[[], None],
+        first: Spawned | None = None,
     ) -> None:
         self._config = config
         self._clock = clock
         self._report = report
         self._changed = changed
         self._outstanding: dict[str, int] = {}
+        self._spawned = first
         self._worker: WorkerProcess | None = None
         self._stopping = False
         self.condition = Condition()
@@ -123,7 +129,8 @@ class Supervisor:
 
     async def _one_life(self) -> str:
         """From spawn to death of one worker process; why it ended."""
-        self._worker = worker = await WorkerProcess.spawn()
+        self._worker = worker = await WorkerProcess.start(self._spawned)
+        self._spawned = None
         self.condition.pid = worker.pid
         self._become("starting", self.condition.reason)
         limits = self._config.node

@@ -16,7 +16,7 @@ class Evicted(list[bytes]):
 def pools(count: int = 1, slabs: int = 2, per_slab: int = 2) -> tuple[list[BlockPool], list[bytes], SlabPool]:
     slab_pool = SlabPool(ArenaGeometry(slab_bytes=1024, slab_count=slabs))
     evicted: list[bytes] = []
-    made = [BlockPool(f"p{n}", per_slab, slab_pool, principal=n, evicted=evicted.append) for n in range(count)]
+    made = [BlockPool(f"p{n}", per_slab, slab_pool, principal=n, evicted=evicted.extend) for n in range(count)]
     return made, evicted, slab_pool
 
 

@@ -103,7 +103,7 @@ def test_a_listener_rebuilds_the_index_exactly(
         if what == "store":
             index.store(group, NAMES[place], place, b"", ())
         elif what == "remove" and index.block(group, NAMES[place]) is not None:
-            index.remove(group, NAMES[place])
+            index.remove(group, [NAMES[place]])
         elif what == "clear":
             index.clear()
         if number >= joins_after and (number % 3 == 0 or what == "end"):

@@ -26,7 +26,7 @@ from inference_stack.kv.manager import KvManager
 from inference_stack.kv.slabs import SlabPool
 from inference_stack.models.api import LoadedModel
 from inference_stack.models.loader import load_model
-from inference_stack.ops.api import Ops
+from inference_stack.ops.facade import BoundOps
 from inference_stack.ops.registry import build_ops
 from inference_stack.ops.workspace import Workspace
 from inference_stack.scheduler.limits import SchedulerLimits
@@ -90,25 +90,27 @@ class Startup:
     def run(self) -> tuple[EngineCore, Ready]:
         """Load everything. Raises `InferenceError` for what cannot be served."""
         account = self._account
+        workspace = Workspace(max_tokens=self._engine.max_batch_tokens, max_samples=self._engine.max_running)
+        ops = build_ops(workspace)
         with account.stage("weights"):
-            served = [self._load(entry) for entry in self._config.models]
+            served = [self._load(entry, ops) for entry in self._config.models]
         with account.stage("KV memory"):
             arena = self._allocate(served)
             slabs = SlabPool(arena.geometry)
-        workspace = Workspace(max_tokens=self._engine.max_batch_tokens, max_samples=self._engine.max_running)
-        ops = build_ops(workspace)
         with account.stage("warm-up"):
             models = tuple(self._instance(model, arena, slabs, ops) for model in served)
             workspace.seal()
         core = EngineCore(
             [model.instance for model in served if model.instance], self._clock, self._engine.pipeline_depth
         )
-        self._tell(served, ops, workspace)
+        self._tell(served, arena, ops)
         return core, Ready(models=models, ledger=account.close())
 
-    def _load(self, entry: ModelEntry) -> Served:
+    def _load(self, entry: ModelEntry, ops: BoundOps) -> Served:
         files = resolve(entry.model, cache_folder(self._config.cache_dir), offline=True)
         loaded = load_model(files, max_positions=self._engine.max_model_len)
+        for linear in loaded.linears:
+            ops.prepare(linear)
         return Served(
             name=entry.name or files.name,
             loaded=loaded,
@@ -121,10 +123,10 @@ class Startup:
             self._engine.kv_memory, self._device.free_bytes(), [(model.groups, model.longest) for model in served]
         )
         geometry, remark = arena_geometry(wanted, [spec for model in served for spec in model.groups])
-        self._account.derived["KV memory"] = remark
+        self._account.derived["KV slabs"] = remark
         return Arena(self._device, geometry)
 
-    def _instance(self, served: Served, arena: Arena, slabs: SlabPool, ops: Ops) -> ModelInfo:
+    def _instance(self, served: Served, arena: Arena, slabs: SlabPool, ops: BoundOps) -> ModelInfo:
         kv = KvManager(served.name, served.groups, slabs, prefix_cache=self._engine.prefix_cache)
         longest = kv.capacity_tokens(served.longest)
         if longest < 2:
@@ -160,18 +162,22 @@ class Startup:
             itl_target=target or None,
         )
 
-    def _tell(self, served: Sequence[Served], ops: Ops, workspace: Workspace) -> None:
+    def _tell(self, served: Sequence[Served], arena: Arena, ops: BoundOps) -> None:
         account = self._account
+        weights = [
+            (f"{model.name}: weights ({model.loaded.quantisation})", model.loaded.weight_bytes) for model in served
+        ]
+        account.memory = [
+            *weights,
+            ("packed copies of shared weights", ops.packed_bytes),
+            ("KV memory", arena.geometry.arena_bytes),
+            ("workspace", ops.workspace.nbytes),
+            *account.memory,
+        ]
         for model in served:
-            account.memory.insert(
-                0, (f"{model.name}: weights ({model.loaded.quantisation})", model.loaded.weight_bytes)
-            )
             if model.instance is not None:
-                account.derived[f"{model.name}: longest sequence"] = (
-                    f"{model.instance.scheduler.limits.max_model_len} tokens"
-                )
-        account.memory.append(("workspace", workspace.nbytes))
+                longest = model.instance.scheduler.limits.max_model_len
+                account.derived[f"{model.name}: longest sequence"] = f"{longest} tokens"
         account.derived["threads"] = str(self._device.threads)
         account.derived["memory left"] = format_size(self._device.free_bytes())
-        kernels = sorted(set(ops.explain().values()))
-        account.derived["kernels"] = "; ".join(kernels)
+        account.derived["kernels"] = "; ".join(sorted(set(ops.explain().values())))

@@ -7,7 +7,8 @@ which blocks are cached. Knows nothing of sockets; publishing the stream is some
 from __future__ import annotations
 
 from collections import deque
-from itertools import islice
+from collections.abc import Sequence
+from itertools import count, islice, repeat
 from typing import Any, Literal, NamedTuple
 
 Kind = Literal["stored", "removed", "cleared"]
@@ -44,10 +45,10 @@ class EventLog:
         self.sequence += 1
         self._buffer.append((self.sequence, "stored", group, block_hash, parent, tokens))
 
-    def removed(self, group: int, block_hash: bytes) -> None:
-        """The block is forgotten."""
-        self.sequence += 1
-        self._buffer.append((self.sequence, "removed", group, block_hash))
+    def removed(self, group: int, hashes: Sequence[bytes]) -> None:
+        """The blocks are forgotten: one event each."""
+        self._buffer.extend(zip(count(self.sequence + 1), repeat("removed"), repeat(group), hashes))
+        self.sequence += len(hashes)
 
     def cleared(self) -> None:
         """Everything is forgotten."""

@@ -1,9 +1,12 @@
-"""Intrusive doubly linked lists over block numbers: push, pop and removal from the middle in O(1), without allocation.
+"""Intrusive doubly linked lists over block numbers: append, pop and removal from the middle in O(1) each, without allocation.
 
 Several lists share two arrays; a node is in at most one of them. Knows nothing of what a node means.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from sys import maxsize
 
 
 class LinkedLists:
@@ -14,16 +17,19 @@ class LinkedLists:
         self._next = [-1] * size + [size + k for k in range(count)]
         self._prev = [-1] * size + [size + k for k in range(count)]
 
-    def push(self, k: int, node: int) -> None:
-        """Append to list k's tail. Raises `RuntimeError` when the node is already in a list."""
-        if self._next[node] != -1:
-            raise RuntimeError(f"node {node} is in a list already")
+    def extend(self, k: int, nodes: Iterable[int]) -> None:
+        """Append to list k's tail, in order. Raises `RuntimeError` when a node is already in a list."""
+        after, before = self._next, self._prev
         sentinel = self._size + k
-        last = self._prev[sentinel]
-        self._next[last] = node
-        self._prev[node] = last
-        self._next[node] = sentinel
-        self._prev[sentinel] = node
+        last = before[sentinel]
+        for node in nodes:
+            if after[node] != -1:
+                raise RuntimeError(f"node {node} is in a list already")
+            after[last] = node
+            before[node] = last
+            after[node] = sentinel
+            last = node
+        before[sentinel] = last
 
     def remove(self, node: int) -> None:
         """Take the node out of the list it is in. Raises `RuntimeError` when it is in none."""
@@ -34,27 +40,48 @@ class LinkedLists:
         self._prev[after] = before
         self._next[node] = self._prev[node] = -1
 
-    def head(self, k: int) -> int:
-        """The oldest node of list k, or -1."""
-        node = self._next[self._size + k]
-        return -1 if node >= self._size else node
+    def pop(self, k: int, count: int) -> list[int]:
+        """Take up to `count` of list k's oldest nodes out of it."""
+        after, before, size = self._next, self._prev, self._size
+        taken: list[int] = []
+        node = after[size + k]
+        while node < size and len(taken) < count:
+            taken.append(node)
+            following = after[node]
+            after[node] = before[node] = -1
+            node = following
+        after[size + k] = node
+        before[node] = size + k
+        return taken
 
-    def least(self, count: int, keys: list[int]) -> int:
-        """Among the oldest nodes of lists 0 … count-1 the one with the least key (ties: the first list), or -1."""
-        best = -1
-        for sentinel in range(self._size, self._size + count):
-            node = self._next[sentinel]
-            if node < self._size and (best < 0 or keys[node] < keys[best]):
-                best = node
-        return best
+    def pop_to(self, k: int, count: int, keys: list[int], limit: int) -> list[int]:
+        """`pop`, but only nodes whose keys are at most `limit`. Keys ascend within a list."""
+        after, size = self._next, self._size
+        within = 0
+        node = after[size + k]
+        while node < size and within < count and keys[node] <= limit:
+            within += 1
+            node = after[node]
+        return self.pop(k, within)
+
+    def least(self, count: int, keys: list[int]) -> tuple[int, int]:
+        """Which of the lists 0 … count-1 begins with the least key (ties: the first), and up to which key its nodes go before
+        those of the others. Raises `RuntimeError` when all are empty."""
+        heads = [(keys[node], k) for k, node in enumerate(self._next[self._size : self._size + count]) if node < self._size]
+        if not heads:
+            raise RuntimeError("all lists are empty")
+        heads.sort()
+        best = heads[0][1]
+        if len(heads) == 1:
+            return best, maxsize
+        key, other = heads[1]
+        return best, key if best < other else key - 1
 
     def members(self, k: int) -> list[int]:
         """All nodes of list k, oldest first. Linear: for checks."""
         nodes = []
-        node = self.head(k)
-        while node != -1:
+        node = self._next[self._size + k]
+        while node < self._size:
             nodes.append(node)
             node = self._next[node]
-            if node >= self._size:
-                break
         return nodes

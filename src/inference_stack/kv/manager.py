@@ -16,7 +16,7 @@ from typing import Final
 from inference_stack.core.kv_spec import KvGroupSpec
 from inference_stack.core.request import BLOCK_TOKENS
 from inference_stack.kv.events import EventLog
-from inference_stack.kv.pool import BlockPool, release_all
+from inference_stack.kv.pool import BlockPool
 from inference_stack.kv.prefix import DEFAULT_KEY, BlockHasher, Match, PrefixIndex
 from inference_stack.kv.slabs import SlabPool
 
@@ -225,7 +225,7 @@ class KvManager:
             table, start = sequence.tables[group], sequence.slid[group]
             end = min(max(0, computed - window + 1) // BLOCK_TOKENS, sequence.blocks)
             if end > start:
-                release_all(self.pools[group], reversed(table[start:end]), self.fence)
+                self.pools[group].release_many(reversed(table[start:end]), self.fence)
                 table[start:end] = [NO_BLOCK] * (end - start)
                 sequence.slid[group] = end
 
@@ -234,7 +234,7 @@ class KvManager:
         self._live.discard(sequence)
         for group, pool in enumerate(self.pools):
             table = sequence.tables[group]
-            release_all(pool, reversed(table[sequence.slid[group] :]), self.fence)
+            pool.release_many(reversed(table[sequence.slid[group] :]), self.fence)
             table.clear()
             sequence.slid[group] = 0
         sequence.blocks = sequence.published = 0
@@ -283,7 +283,7 @@ class KvManager:
             got = pool.take_many(count, frugal)
             if got is None:
                 for other, blocks in zip(self.pools, taken, strict=False):
-                    release_all(other, reversed(blocks), None)
+                    other.release_many(reversed(blocks), None)
                 return None
             taken.append(got)
         return taken

@@ -36,11 +36,12 @@ FREE_LIST: Final = CLASSES
 class BlockPool:
     """Blocks of one group, in slabs taken from the shared pool on demand and given back when empty.
 
-    `evicted(hash)` is called when a cached block's content is forgotten.
+    `evicted(hashes)` is called when cached blocks' contents are forgotten. Blocks come and go many at a time: what a step
+    takes, frees and evicts is handled in one pass over the blocks, with the counts settled once at the end.
     """
 
     def __init__(
-        self, name: str, blocks_per_slab: int, slabs: SlabPool, principal: object, evicted: Callable[[bytes], None]
+        self, name: str, blocks_per_slab: int, slabs: SlabPool, principal: object, evicted: Callable[[list[bytes]], None]
     ) -> None:
         size = slabs.geometry.slab_count * blocks_per_slab
         self.name = name
@@ -51,8 +52,8 @@ class BlockPool:
         self._lists = LinkedLists(size, CLASSES + 1)
         self._state = bytearray([ABSENT]) * size
         self._refs = [0] * size
-        self._hash: dict[int, bytes] = {}
-        self._hits: dict[int, int] = {}
+        self._hash = [b""] * size
+        self._hits = [0] * size
         self._key = [0] * size
         self._fence = [-1] * size
         self._fences: deque[tuple[int, list[int]]] = deque()
@@ -94,11 +95,15 @@ class BlockPool:
 
     def hash_of(self, block: int) -> bytes | None:
         """What the block is remembered as."""
-        return self._hash.get(block)
+        return self._hash[block] or None
 
     def obtainable(self) -> int:
         """Blocks that could be taken now; other groups compete for part of them."""
         return self.free + self.cached + self._slabs.obtainable(self) * self.blocks_per_slab
+
+    def holds(self, count: int) -> bool:
+        """Whether this pool has `count` blocks of its own to take: nobody else can be in the way."""
+        return self._tally[FREE] + self._tally[CACHED] >= count
 
     def reaches(self, count: int) -> bool:
         """Whether `count` blocks could be taken now. Looks at other pools' slabs only when it must."""
@@ -108,29 +113,28 @@ class BlockPool:
     # -- life of a block
 
     def take(self, frugal: bool = False) -> int | None:
-        """One block with one reference: a free one, else from a free slab, else evicted here, else from a reclaimed slab.
+        """One block: see `take_many`."""
+        taken = self.take_many(1, frugal)
+        return taken[0] if taken else None
+
+    def take_many(self, count: int, frugal: bool = False) -> list[int] | None:
+        """`count` blocks with one reference each, or none at all: free ones, else from a free slab, else evicted here, else
+        from a reclaimed slab.
 
         `frugal` evicts here before taking a slab, for when other groups need the slabs more.
         """
-        block = self._lists.head(FREE_LIST)
-        if block == -1:
-            block = self._room(frugal)
-            if block == -1:
+        taken = self._take_free(count)
+        while len(taken) < count:
+            evictable = self._tally[CACHED] > 0
+            if evictable and (frugal or self._slabs.free == 0):
+                taken += self._evict(count - len(taken))
+            elif self._add_slab():
+                taken += self._take_free(count - len(taken))
+            elif evictable:
+                taken += self._evict(count - len(taken))
+            else:
+                self.release_many(taken[::-1], None)
                 return None
-        self._lists.remove(block)
-        self._move(block, USED)
-        self._refs[block] = 1
-        return block
-
-    def take_many(self, count: int, frugal: bool = False) -> list[int] | None:
-        """`count` blocks, or none at all."""
-        taken: list[int] = []
-        for _ in range(count):
-            block = self.take(frugal)
-            if block is None:
-                release_all(self, reversed(taken), None)
-                return None
-            taken.append(block)
         return taken
 
     def hit(self, block: int) -> None:
@@ -142,34 +146,39 @@ class BlockPool:
                 raise RuntimeError(f"{self.name}: hit on block {block}, which is {STATE_NAMES[self._state[block]]}")
             self._move(block, USED)
         self._refs[block] += 1
-        self._hits[block] = self._hits.get(block, 0) + 1
+        self._hits[block] += 1
 
     def release(self, block: int, fence: int | None) -> None:
-        """One reference less. The last one leaves the block fenced until step `fence` has retired (None: idle at once).
+        """One reference less: see `release_many`."""
+        self.release_many((block,), fence)
+
+    def release_many(self, blocks: Iterable[int], fence: int | None) -> None:
+        """One reference less for each, in order. The last one leaves a block fenced until step `fence` has retired (None:
+        idle at once).
 
         Raises `RuntimeError` on a block without references (a double free).
         """
-        if self._refs[block] <= 0:
-            raise RuntimeError(f"{self.name}: block {block} was freed twice")
-        self._refs[block] -= 1
-        if self._refs[block]:
-            return
+        refs, state, target = self._refs, self._state, USED if fence is None else FENCED
+        last = []
+        for block in blocks:
+            left = refs[block] - 1
+            if left < 0:
+                raise RuntimeError(f"{self.name}: block {block} was freed twice")
+            refs[block] = left
+            if not left:
+                state[block] = target
+                last.append(block)
         if fence is None:
-            self._idle(block)
-            return
-        self._move(block, FENCED)
-        self._fence[block] = fence
-        if not self._fences or self._fences[-1][0] != fence:
-            self._fences.append((fence, []))
-        self._fences[-1][1].append(block)
+            self._idle(last, USED)
+        elif last:
+            self._await(last, fence)
 
     def retire(self, step: int) -> None:
         """Step `step` has retired: what was fenced by it, or by an earlier one, may be used again."""
         while self._fences and self._fences[0][0] <= step:
             fence, blocks = self._fences.popleft()
-            for block in blocks:
-                if self._state[block] == FENCED and self._fence[block] == fence:
-                    self._idle(block)
+            state, fences = self._state, self._fence
+            self._idle([block for block in blocks if state[block] == FENCED and fences[block] == fence], FENCED)
 
     def remember(self, block: int, content: bytes) -> None:
         """The used block's content is final and may be found again under `content`."""
@@ -180,13 +189,14 @@ class BlockPool:
 
     def forget_all(self) -> list[bytes]:
         """Forget every remembered content, cached or in use; returns the hashes. Not reported through `evicted`."""
-        hashes = list(self._hash.values())
-        self._hash.clear()
-        self._hits.clear()
+        hashes = [name for name in self._hash if name]
+        self._hash = [b""] * len(self._hash)
+        self._hits = [0] * len(self._hits)
         for k in range(CLASSES):
             for block in self._lists.members(k):
                 self._lists.remove(block)
-                self._set_free(block)
+                self._move(block, FREE)
+                self._lists.extend(FREE_LIST, (block,))
         for slab in list(self._live):
             self._give_back_if_empty(slab)
         return hashes
@@ -201,9 +211,8 @@ class BlockPool:
         """Evict what is cached in the slab and forget it."""
         if self._live[slab]:
             raise RuntimeError(f"{self.name}: slab {slab} was reclaimed with {self._live[slab]} blocks in use")
+        self._forget([block for block in self._slab_blocks(slab) if self._state[block] == CACHED])
         for block in self._slab_blocks(slab):
-            if self._state[block] == CACHED:
-                self._forget(block)
             self._lists.remove(block)
             self._tally[self._state[block]] -= 1
             self._state[block] = ABSENT
@@ -252,7 +261,7 @@ class BlockPool:
             )
         if linked != (state if state in (FREE, CACHED) else None):
             raise RuntimeError(f"{self.name}: block {block} is {STATE_NAMES[state]} but in the wrong list")
-        if state == CACHED and block not in self._hash:
+        if state == CACHED and not self._hash[block]:
             raise RuntimeError(f"{self.name}: block {block} is cached without content")
 
     # -- inside
@@ -274,55 +283,98 @@ class BlockPool:
             self._cached[slab] -= 1
         self._state[block] = state
 
-    def _idle(self, block: int) -> None:
-        """A block without references that nothing in flight touches: cached when remembered, else free."""
-        if block not in self._hash:
-            self._set_free(block)
-            self._give_back_if_empty(block // self.blocks_per_slab)
-            return
-        weight_class = min(self._hits[block].bit_length(), CLASSES - 1)
-        self._key[block] = self._clock + (1 << weight_class)
-        self._move(block, CACHED)
-        self._lists.push(weight_class, block)
+    def _await(self, blocks: list[int], fence: int) -> None:
+        """Blocks without references that step `fence` may still touch."""
+        self._tally[USED] -= len(blocks)
+        self._tally[FENCED] += len(blocks)
+        fences = self._fence
+        for block in blocks:
+            fences[block] = fence
+        if self._fences and self._fences[-1][0] == fence:
+            self._fences[-1][1].extend(blocks)
+        else:
+            self._fences.append((fence, blocks))
 
-    def _set_free(self, block: int) -> None:
-        self._move(block, FREE)
-        self._lists.push(FREE_LIST, block)
+    def _idle(self, blocks: list[int], before: int) -> None:
+        """Blocks without references that nothing in flight touches: cached when remembered, else free."""
+        lists: tuple[list[int], ...] = tuple([] for _ in range(CLASSES + 1))
+        state, names, live, per_slab = self._state, self._hash, self._live, self.blocks_per_slab
+        for block in blocks:
+            slab = block // per_slab
+            live[slab] -= 1
+            if names[block]:
+                weight_class = min(self._hits[block].bit_length(), CLASSES - 1)
+                self._key[block] = self._clock + (1 << weight_class)
+                self._cached[slab] += 1
+                state[block] = CACHED
+                lists[weight_class].append(block)
+            else:
+                state[block] = FREE
+                lists[FREE_LIST].append(block)
+        for k, members in enumerate(lists):
+            if members:
+                self._lists.extend(k, members)
+        free = lists[FREE_LIST]
+        self._tally[before] -= len(blocks)
+        self._tally[FREE] += len(free)
+        self._tally[CACHED] += len(blocks) - len(free)
+        for slab in {block // per_slab for block in free}:
+            self._give_back_if_empty(slab)
 
-    def _room(self, frugal: bool) -> int:
-        """A block that may be overwritten, still in its list; or -1."""
-        if self._tally[CACHED] and (frugal or self._slabs.free == 0):
-            return self._evict()
+    def _take_free(self, count: int) -> list[int]:
+        """Up to `count` free blocks, used from now on."""
+        blocks = self._lists.pop(FREE_LIST, count)
+        self._use(blocks, FREE)
+        return blocks
+
+    def _use(self, blocks: list[int], before: int) -> None:
+        """Blocks taken out of their list get their first reference."""
+        state, refs, live, per_slab = self._state, self._refs, self._live, self.blocks_per_slab
+        for block in blocks:
+            state[block] = USED
+            refs[block] = 1
+            live[block // per_slab] += 1
+        self._tally[before] -= len(blocks)
+        self._tally[USED] += len(blocks)
+
+    def _add_slab(self) -> bool:
+        """Own one slab more, if there is one to be had."""
         slab = self._slabs.take(self)
         if slab is None:
-            return self._evict() if self._tally[CACHED] else -1
+            return False
         self._live[slab] = self._cached[slab] = 0
         blocks = self._slab_blocks(slab)
         for block in blocks:
             self._state[block] = FREE
-            self._lists.push(FREE_LIST, block)
+        self._lists.extend(FREE_LIST, blocks)
         self._tally[FREE] += self.blocks_per_slab
-        return blocks.start
+        return True
 
-    def _evict(self) -> int:
-        """Forget the content of the cached block of least key."""
-        block = self._lists.least(CLASSES, self._key)
-        self._clock = self._key[block]
-        self._forget(block)
-        return block
+    def _evict(self, count: int) -> list[int]:
+        """Take up to `count` cached blocks of least key, and forget their contents."""
+        blocks: list[int] = []
+        count = min(count, self._tally[CACHED])
+        while len(blocks) < count:
+            k, limit = self._lists.least(CLASSES, self._key)
+            blocks += self._lists.pop_to(k, count - len(blocks), self._key, limit)
+        self._clock = self._key[blocks[-1]]
+        cached, per_slab = self._cached, self.blocks_per_slab
+        for block in blocks:
+            cached[block // per_slab] -= 1
+        self._forget(blocks)
+        self._use(blocks, CACHED)
+        return blocks
 
-    def _forget(self, block: int) -> None:
-        del self._hits[block]
-        self._evicted(self._hash.pop(block))
+    def _forget(self, blocks: list[int]) -> None:
+        names = self._hash
+        forgotten = [names[block] for block in blocks]
+        for block in blocks:
+            names[block] = b""
+        if forgotten:
+            self._evicted(forgotten)
 
     def _give_back_if_empty(self, slab: int) -> None:
         if self._live[slab] or self._cached[slab]:
             return
         self.surrender(slab)
         self._slabs.give_back(slab, self)
-
-
-def release_all(pool: BlockPool, blocks: Iterable[int], fence: int | None) -> None:
-    """Release several blocks, in order."""
-    for block in blocks:
-        pool.release(block, fence)

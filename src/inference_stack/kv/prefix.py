@@ -80,10 +80,12 @@ class PrefixIndex:
         self._events.stored(group, name, parent, tokens)
         return True
 
-    def remove(self, group: int, name: bytes) -> None:
-        """Forget one block."""
-        del self._blocks[group][name]
-        self._events.removed(group, name)
+    def remove(self, group: int, names: Sequence[bytes]) -> None:
+        """Forget blocks."""
+        blocks = self._blocks[group]
+        for name in names:
+            del blocks[name]
+        self._events.removed(group, names)
 
     def clear(self) -> None:
         """Forget everything."""

@@ -9,7 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from inference_stack.core.kv_spec import KvGroupSpec
-from inference_stack.ops.api import Ops, StepInputs
+from inference_stack.ops.api import Linear, Ops, StepInputs
 
 Progress = Callable[[str, int, int], None]
 """Called as (what, bytes done, bytes in all) while weights load."""
@@ -37,7 +37,8 @@ class Model(Protocol):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
     """A model with its weights. `revision` is a hash of what was loaded, for `numerics_id`; `quantisation` names the weight form
-    (for example "fp32 from Q4_1"). `eos_tokens` end a completion unless told otherwise."""
+    (for example "fp32 from Q4_1"). `eos_tokens` end a completion unless told otherwise. `linears` are the projections whose
+    weights nothing but `Ops.linear` reads, for `Ops.prepare`."""
 
     model: Model
     architecture: str
@@ -45,3 +46,4 @@ class LoadedModel:
     quantisation: str
     weight_bytes: int
     eos_tokens: tuple[int, ...]
+    linears: tuple[Linear, ...] = ()

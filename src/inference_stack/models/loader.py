@@ -59,6 +59,7 @@ def load_model(
         quantisation=DTYPE_NAMES[dtype] if stored == DTYPE_NAMES[dtype] else f"{DTYPE_NAMES[dtype]} from {stored}",
         weight_bytes=weights.loaded_bytes,
         eos_tokens=config.eos_tokens,
+        linears=tuple(weights.linears),
     )
 
 

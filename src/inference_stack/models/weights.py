@@ -52,6 +52,7 @@ class Weights:
         self.norm_offset = 0.0 if source.norms_hold_one else 1.0
         self.dtype = dtype
         self.loaded_bytes = 0
+        self.linears: list[Linear] = []
         self._source = source
         self._used: set[str] = set()
         self._jobs: list[tuple[str, Future[None]]] = []
@@ -80,7 +81,8 @@ class Weights:
         """A projection fused of several, each `name`.weight [size, inputs] and, with `bias`, `name`.bias [size]."""
         weight_NK = self.rows([f"{name}.weight" for name in names], sizes, inputs)
         bias_N = self.rows([f"{name}.bias" for name in names], sizes) if bias else None
-        return Linear(weight_NK=weight_NK, bias_N=bias_N)
+        self.linears.append(Linear(weight_NK=weight_NK, bias_N=bias_N))
+        return self.linears[-1]
 
     def finish(self, ignored: Iterable[str], progress: Progress) -> None:
         """Wait until every parameter is filled. Raises for tensors that nobody asked for, or what a read raised."""

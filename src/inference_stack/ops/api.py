@@ -15,9 +15,12 @@ from torch import Tensor
 Activation = Literal["silu", "gelu_tanh"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Linear:
-    """A dense projection: y = x @ weight_NK.T + bias_N. Quantised forms are further classes that `Ops.linear` also takes."""
+    """A dense projection: y = x @ weight_NK.T + bias_N. Quantised forms are further classes that `Ops.linear` also takes.
+
+    `Ops.prepare` may replace `weight_NK` by the same weight in the layout that the kernel wants.
+    """
 
     weight_NK: Tensor
     bias_N: Tensor | None = None
@@ -179,6 +182,10 @@ class Ops(Protocol):
 
     def linear(self, x_TK: Tensor, weight: Linear) -> Tensor:
         """y_TN = x @ W.T + b."""
+        ...
+
+    def prepare(self, weight: Linear) -> None:
+        """Lay a projection's weight out for `linear`, in place of the dense one: for weights that nothing else reads."""
         ...
 
     def rope_store(self, qkv_TX: Tensor, heads: HeadSpec, kv: KvLayer, step: StepInputs) -> Tensor:

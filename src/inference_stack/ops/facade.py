@@ -107,6 +107,12 @@ class BoundOps:
             scored: Scored = self._run["score"](logits_SV, tokens_S, top)
         return scored
 
+    def prepare(self, weight: Linear) -> None:
+        """See `Ops.prepare`. Implementations that read dense weights as they are have nothing to prepare."""
+        prepare = getattr(self._run["linear"], "prepare", None)
+        if prepare is not None:
+            prepare(weight)
+
     def explain(self) -> dict[str, str]:
         """For each op, the implementation's name and why it was chosen."""
         return {op: f"{choice.name}: {choice.reason}" for op, choice in self._choices.items()}

@@ -86,6 +86,11 @@ class TiledLinear:
             start = stop
         return y_TN
 
+    def prepare(self, weight: Linear) -> None:
+        """Keep the weight packed, and only packed."""
+        if can_pack(weight.weight_NK) and not weight.weight_NK.is_mkldnn:
+            weight.weight_NK = pack(weight.weight_NK)
+
     def _prepare(self, weight_NK: Tensor) -> _Prepared:
         key = id(weight_NK)
         packed_bytes = 0

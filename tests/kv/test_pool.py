@@ -130,7 +130,7 @@ def test_a_leak_is_caught() -> None:
 def test_a_block_that_vanished_from_its_list_is_caught() -> None:
     (pool,), _, _ = pools()
     block = taken(pool)
-    pool._lists.remove(pool._lists.head(4))
+    pool._lists.pop(4, 1)
     with pytest.raises(RuntimeError, match="wrong list"):
         pool.check({block: 1})
 
@@ -151,9 +151,42 @@ def test_remembering_a_block_that_nobody_uses_is_an_error() -> None:
 
 def test_linked_lists_refuse_a_node_twice_and_a_stranger() -> None:
     lists = LinkedLists(3, 2)
-    lists.push(0, 1)
+    lists.extend(0, [1])
     with pytest.raises(RuntimeError, match="already"):
-        lists.push(1, 1)
+        lists.extend(1, [1])
     with pytest.raises(RuntimeError, match="no list"):
         lists.remove(2)
     assert lists.members(0) == [1] and lists.members(1) == []
+
+
+def test_linked_lists_pop_the_oldest_and_no_more_than_there_are() -> None:
+    lists = LinkedLists(6, 2)
+    lists.extend(1, [4, 0, 5])
+    assert lists.pop(1, 2) == [4, 0] and lists.members(1) == [5]
+    assert lists.pop(1, 2) == [5] and lists.pop(1, 1) == [] and lists.members(1) == []
+    lists.extend(1, [0, 4])
+    assert lists.members(1) == [0, 4]
+
+
+def test_the_least_key_goes_first_over_several_lists() -> None:
+    lists, keys = LinkedLists(6, 3), [1, 3, 2, 2, 5, 9]
+    lists.extend(0, [0, 1])
+    lists.extend(1, [2, 4])
+    lists.extend(2, [3, 5])
+    order = []
+    while len(order) < 6:
+        k, limit = lists.least(3, keys)
+        order += lists.pop_to(k, 6 - len(order), keys, limit)
+    assert order == [0, 2, 3, 1, 4, 5]
+    with pytest.raises(RuntimeError, match="empty"):
+        lists.least(3, keys)
+
+
+def test_a_block_freed_twice_behind_one_fence_becomes_idle_once() -> None:
+    (pool,), _, _ = pools(slabs=1, per_slab=2)
+    block = remembered(pool, b"x", fence=3)
+    pool.hit(block)
+    pool.release(block, fence=3)
+    pool.retire(3)
+    assert pool.cached == 1
+    pool.check({})

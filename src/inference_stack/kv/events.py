@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from itertools import count, islice, repeat
+from struct import unpack
 from typing import Any, Literal, NamedTuple
 
 Kind = Literal["stored", "removed", "cleared"]
@@ -40,10 +41,10 @@ class EventLog:
         self.sequence = 0
         self._buffer: deque[tuple[Any, ...]] = deque(maxlen=capacity)
 
-    def stored(self, group: int, block_hash: bytes, parent: bytes, tokens: tuple[int, ...]) -> None:
-        """A block can be found under `block_hash` from now on."""
+    def stored(self, group: int, block_hash: bytes, parent: bytes, content: bytes) -> None:
+        """A block can be found under `block_hash` from now on. `content`: its tokens as little-endian 32-bit integers."""
         self.sequence += 1
-        self._buffer.append((self.sequence, "stored", group, block_hash, parent, tokens))
+        self._buffer.append((self.sequence, "stored", group, block_hash, parent, content))
 
     def removed(self, group: int, hashes: Sequence[bytes]) -> None:
         """The blocks are forgotten: one event each."""
@@ -60,7 +61,12 @@ class EventLog:
         missing = self.sequence - sequence
         if missing < 0 or missing > len(self._buffer):
             return None
-        return [KvEvent(*event) for event in islice(self._buffer, len(self._buffer) - missing, None)]
+        return [_event(*event) for event in islice(self._buffer, len(self._buffer) - missing, None)]
+
+
+def _event(sequence: int, kind: Kind, group: int = 0, name: bytes = b"", parent: bytes = b"", content: bytes = b"") -> KvEvent:
+    tokens = unpack(f"<{len(content) // 4}i", content)
+    return KvEvent(sequence, kind, group, name, parent, tokens)
 
 
 def apply(held: set[tuple[int, bytes]], event: KvEvent) -> None:

@@ -17,7 +17,7 @@ from inference_stack.core.kv_spec import KvGroupSpec
 from inference_stack.core.request import BLOCK_TOKENS
 from inference_stack.kv.events import EventLog
 from inference_stack.kv.pool import BlockPool
-from inference_stack.kv.prefix import DEFAULT_KEY, BlockHasher, Match, PrefixIndex
+from inference_stack.kv.prefix import DEFAULT_KEY, BlockHasher, Match, PrefixIndex, pack_block
 from inference_stack.kv.slabs import SlabPool
 
 NO_BLOCK: Final = -1
@@ -88,7 +88,7 @@ class KvManager:
             )
             for group, spec in enumerate(self.groups)
         )
-        self._windowed = tuple(group for group, spec in enumerate(self.groups) if spec.window is not None)
+        self.windowed = tuple(group for group, spec in enumerate(self.groups) if spec.window is not None)
         self._live: set[Sequence] = set()
         self._planned = -1
         self._retired = -1
@@ -129,6 +129,10 @@ class KvManager:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if self.fits(middle) else (low, middle - 1)
         return low
+
+    def ample(self, blocks: int) -> bool:
+        """Whether every group has `blocks` more blocks of its own: allocations of that many in all cannot fail."""
+        return all(pool.holds(blocks) for pool in self.pools)
 
     def reaches(self, blocks: int) -> bool:
         """Whether every group on its own could take `blocks` more blocks now: necessary for `allocate`, not sufficient."""
@@ -198,6 +202,21 @@ class KvManager:
         sequence.blocks = blocks
         return True
 
+    def grow(self, sequences: Seq[Sequence]) -> tuple[list[int], ...]:
+        """Grow the tables of all these sequences by one entry; returns the new blocks per group, in the sequences' order.
+
+        All at once is much cheaper than one by one. Raises `RuntimeError` when memory is not `ample` for that many.
+        """
+        taken = self._take(len(sequences), frugal=len(self.pools) > 1 and self.claiming)
+        if taken is None:
+            raise RuntimeError(f"{self.model}: {len(sequences)} sequences cannot grow by a block each")
+        for group, got in enumerate(taken):
+            for sequence, block in zip(sequences, got, strict=True):
+                sequence.tables[group].append(block)
+        for sequence in sequences:
+            sequence.blocks += 1
+        return tuple(taken)
+
     def publish(self, sequence: Sequence, tokens: Seq[int], full: int) -> None:
         """The first `full` blocks are computed from final `tokens` in retired steps: remember those not offered yet."""
         names, start = sequence.names, sequence.published
@@ -206,9 +225,9 @@ class KvManager:
         sequence.published = full
         if not self.prefix_cache:
             return
+        parent = names[start - 1] if start else sequence.root
         for index in range(start, full):
-            content = tuple(tokens[index * BLOCK_TOKENS : (index + 1) * BLOCK_TOKENS])
-            parent = names[index - 1] if index else sequence.root
+            content = pack_block(*tokens[index * BLOCK_TOKENS : (index + 1) * BLOCK_TOKENS])
             if index == len(names):
                 names.append(self.hasher.block(parent, content))
             name = names[index]
@@ -216,10 +235,11 @@ class KvManager:
                 block = table[index]
                 if block != NO_BLOCK and self.index.store(group, name, block, parent, content):
                     self.pools[group].remember(block, name)
+            parent = name
 
     def slide(self, sequence: Sequence, computed: int) -> None:
         """Free what no query at position `computed` or later may read: blocks that left their group's window."""
-        for group in self._windowed:
+        for group in self.windowed:
             window = self.groups[group].window
             assert window is not None
             table, start = sequence.tables[group], sequence.slid[group]

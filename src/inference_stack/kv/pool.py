@@ -178,7 +178,9 @@ class BlockPool:
         while self._fences and self._fences[0][0] <= step:
             fence, blocks = self._fences.popleft()
             state, fences = self._state, self._fence
-            self._idle([block for block in blocks if state[block] == FENCED and fences[block] == fence], FENCED)
+            # A block that was hit and freed again since is listed twice.
+            due = dict.fromkeys(block for block in blocks if state[block] == FENCED and fences[block] == fence)
+            self._idle(list(due), FENCED)
 
     def remember(self, block: int, content: bytes) -> None:
         """The used block's content is final and may be found again under `content`."""

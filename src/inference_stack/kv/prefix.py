@@ -6,9 +6,9 @@ equal names mean equal prefixes. A hit needs every block in full-attention group
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
+from struct import Struct
 from typing import Final, NamedTuple
 
 from inference_stack.core.request import BLOCK_TOKENS, Request
@@ -16,6 +16,9 @@ from inference_stack.kv.events import EventLog, Snapshot
 
 HASH_BYTES: Final = 16
 DEFAULT_KEY: Final = b"inference-stack prefix v1"
+_BLOCK: Final = Struct(f"<{BLOCK_TOKENS}i")
+pack_block: Final = _BLOCK.pack
+"""A block's 16 tokens, given one by one, as the bytes that are hashed."""
 
 
 class BlockHasher:
@@ -32,10 +35,11 @@ class BlockHasher:
         state.update(identity)
         return state.digest()
 
-    def block(self, parent: bytes, tokens: Sequence[int], extra: bytes = b"") -> bytes:
-        """The name of one full block. `extra` is the content hash of images that its placeholder tokens stand for."""
+    def block(self, parent: bytes, content: bytes, extra: bytes = b"") -> bytes:
+        """The name of one full block, of which `content` are the packed tokens. `extra` is the content hash of images that its
+        placeholder tokens stand for."""
         state = self._keyed.copy()
-        state.update(parent + array("i", tokens).tobytes() + extra)
+        state.update(parent + content + extra)
         return state.digest()
 
     def chain(self, root: bytes, tokens: Sequence[int], extra: Mapping[int, bytes] | None = None) -> list[bytes]:
@@ -45,7 +49,7 @@ class BlockHasher:
         for index in range(len(tokens) // BLOCK_TOKENS):
             start = index * BLOCK_TOKENS
             extras = extra.get(index, b"") if extra else b""
-            parent = self.block(parent, tokens[start : start + BLOCK_TOKENS], extras)
+            parent = self.block(parent, pack_block(*tokens[start : start + BLOCK_TOKENS]), extras)
             names.append(parent)
         return names
 
@@ -71,13 +75,13 @@ class PrefixIndex:
         self._blocks: tuple[dict[bytes, int], ...] = tuple({} for _ in windows)
         self._events = events
 
-    def store(self, group: int, name: bytes, block: int, parent: bytes, tokens: tuple[int, ...]) -> bool:
-        """Remember the block, unless an equal one is remembered already (False)."""
+    def store(self, group: int, name: bytes, block: int, parent: bytes, content: bytes) -> bool:
+        """Remember the block (`content`: its packed tokens), unless an equal one is remembered already (False)."""
         blocks = self._blocks[group]
         if name in blocks:
             return False
         blocks[name] = block
-        self._events.stored(group, name, parent, tokens)
+        self._events.stored(group, name, parent, content)
         return True
 
     def remove(self, group: int, names: Sequence[bytes]) -> None:

@@ -29,6 +29,8 @@ MAX_SCAN: Final = 64
 
 Places = npt.NDArray[np.intp]
 """Indices into the running requests."""
+Mask = npt.NDArray[np.bool_]
+"""Which of the running requests."""
 
 
 class Planner:
@@ -77,6 +79,9 @@ class Planner:
             drafts = self._propose(running, decode, np.minimum(limit - total, capacity - computed) - 1, want)
         budget = self._budget(decode, want, computed)
         lacking = decoding & (computed + want > capacity)
+        if self._ample(lacking, chunking):
+            self._grow(lacking.nonzero()[0], running, order, rows)
+            lacking = chunking
         for place in (lacking | chunking).nonzero()[0].tolist():
             entry = running[place]
             if entry.slot == NO_SLOT:
@@ -111,6 +116,26 @@ class Planner:
         if tokens > 0 and self._secure(entry, start + tokens, rows):
             rows.chunk(entry, start, tokens)
             budget.charge_chunk(start, tokens)
+
+    def _ample(self, lacking: Mask, chunking: Mask) -> bool:
+        """Whether there is memory for all that running requests may want in this step, whoever comes first."""
+        blocks, chunks = int(np.count_nonzero(lacking)), int(np.count_nonzero(chunking))
+        if chunks:
+            blocks += chunks + self._state.limits.max_batch_tokens // BLOCK_TOKENS
+        return self._state.kv.ample(blocks)
+
+    def _grow(self, lacking: Places, running: list[Entry], order: IntArray, rows: Rows) -> None:
+        """Give a block to each of these decode rows, all at once. None wants more: drafts never make anyone allocate."""
+        if not len(lacking):
+            return
+        state = self._state
+        entries = [running[place] for place in lacking.tolist()]
+        for entry in entries:
+            entry.room_after = -1
+        slots = order[lacking]
+        index = state.table.capacity[slots] // BLOCK_TOKENS
+        rows.note_grown(slots.tolist(), index.tolist(), state.kv.grow([entry.sequence for entry in entries]))
+        state.table.capacity[slots] += BLOCK_TOKENS
 
     def _secure(self, entry: Entry, tokens: int, rows: Rows) -> bool:
         """Make the entry's block tables hold `tokens` tokens, preempting who ranks after it. False: not in this step."""

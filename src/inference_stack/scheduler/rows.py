@@ -66,6 +66,12 @@ class Rows:
                     index.append(position)
                     blocks.append(block)
 
+    def note_grown(self, slots: list[int], index: list[int], blocks: tuple[list[int], ...]) -> None:
+        """The worker learns one new entry of each of these slots' block tables; `blocks` per KV group."""
+        for taken, news in zip(blocks, self._news, strict=True):
+            for known, fresh in zip(news, (slots, index, taken), strict=True):
+                known += fresh
+
     def columns(self) -> tuple[IntArray, IntArray, IntArray, IntArray]:
         """slots, start, num_tokens, samples."""
         slots, start, tokens = self._decode

@@ -176,7 +176,7 @@ def test_the_least_key_goes_first_over_several_lists() -> None:
     order = []
     while len(order) < 6:
         k, limit = lists.least(3, keys)
-        order += lists.pop_to(k, 6 - len(order), keys, limit)
+        order += lists.pop(k, 6 - len(order), keys, limit)
     assert order == [0, 2, 3, 1, 4, 5]
     with pytest.raises(RuntimeError, match="empty"):
         lists.least(3, keys)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from itertools import count, islice, repeat
+from itertools import islice, repeat
 from struct import unpack
 from typing import Any, Literal, NamedTuple
 
 Kind = Literal["stored", "removed", "cleared"]
+Named = tuple[bytes, bytes, bytes]
+"""A full block: its name, its parent's name, and its tokens as little-endian 32-bit integers."""
 
 
 class KvEvent(NamedTuple):
@@ -41,32 +43,35 @@ class EventLog:
         self.sequence = 0
         self._buffer: deque[tuple[Any, ...]] = deque(maxlen=capacity)
 
-    def stored(self, group: int, block_hash: bytes, parent: bytes, content: bytes) -> None:
-        """A block can be found under `block_hash` from now on. `content`: its tokens as little-endian 32-bit integers."""
+    def stored(self, group: int, named: Named) -> None:
+        """A block can be found under its name from now on."""
         self.sequence += 1
-        self._buffer.append((self.sequence, "stored", group, block_hash, parent, content))
+        self._buffer.append(("stored", group, named))
 
     def removed(self, group: int, hashes: Sequence[bytes]) -> None:
         """The blocks are forgotten: one event each."""
-        self._buffer.extend(zip(count(self.sequence + 1), repeat("removed"), repeat(group), hashes))
+        self._buffer.extend(zip(repeat("removed"), repeat(group), hashes))
         self.sequence += len(hashes)
 
     def cleared(self) -> None:
         """Everything is forgotten."""
         self.sequence += 1
-        self._buffer.append((self.sequence, "cleared"))
+        self._buffer.append(("cleared",))
 
     def since(self, sequence: int) -> list[KvEvent] | None:
         """Events after `sequence`, or None when some of them are no longer buffered (take a snapshot then)."""
         missing = self.sequence - sequence
         if missing < 0 or missing > len(self._buffer):
             return None
-        return [_event(*event) for event in islice(self._buffer, len(self._buffer) - missing, None)]
+        latest = islice(self._buffer, len(self._buffer) - missing, None)
+        return [_event(number, *fields) for number, fields in enumerate(latest, sequence + 1)]
 
 
-def _event(sequence: int, kind: Kind, group: int = 0, name: bytes = b"", parent: bytes = b"", content: bytes = b"") -> KvEvent:
-    tokens = unpack(f"<{len(content) // 4}i", content)
-    return KvEvent(sequence, kind, group, name, parent, tokens)
+def _event(sequence: int, kind: Kind, group: int = 0, what: bytes | Named = b"") -> KvEvent:
+    if isinstance(what, bytes):
+        return KvEvent(sequence, kind, group, what)
+    name, parent, content = what
+    return KvEvent(sequence, kind, group, name, parent, unpack(f"<{len(content) // 4}i", content))
 
 
 def apply(held: set[tuple[int, bytes]], event: KvEvent) -> None:

@@ -5,7 +5,7 @@ Several lists share two arrays; a node is in at most one of them. Knows nothing 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from sys import maxsize
 
 
@@ -40,12 +40,12 @@ class LinkedLists:
         self._prev[after] = before
         self._next[node] = self._prev[node] = -1
 
-    def pop(self, k: int, count: int) -> list[int]:
-        """Take up to `count` of list k's oldest nodes out of it."""
+    def pop(self, k: int, count: int, keys: Sequence[int] | None = None, limit: int = 0) -> list[int]:
+        """Take up to `count` of list k's oldest nodes out of it: with `keys`, only as long as these are at most `limit`."""
         after, before, size = self._next, self._prev, self._size
         taken: list[int] = []
         node = after[size + k]
-        while node < size and len(taken) < count:
+        while node < size and len(taken) < count and (keys is None or keys[node] <= limit):
             taken.append(node)
             following = after[node]
             after[node] = before[node] = -1
@@ -54,17 +54,7 @@ class LinkedLists:
         before[node] = size + k
         return taken
 
-    def pop_to(self, k: int, count: int, keys: list[int], limit: int) -> list[int]:
-        """`pop`, but only nodes whose keys are at most `limit`. Keys ascend within a list."""
-        after, size = self._next, self._size
-        within = 0
-        node = after[size + k]
-        while node < size and within < count and keys[node] <= limit:
-            within += 1
-            node = after[node]
-        return self.pop(k, within)
-
-    def least(self, count: int, keys: list[int]) -> tuple[int, int]:
+    def least(self, count: int, keys: Sequence[int]) -> tuple[int, int]:
         """Which of the lists 0 … count-1 begins with the least key (ties: the first), and up to which key its nodes go before
         those of the others. Raises `RuntimeError` when all are empty."""
         heads = [(keys[node], k) for k, node in enumerate(self._next[self._size : self._size + count]) if node < self._size]

@@ -219,21 +219,23 @@ class KvManager:
 
     def publish(self, sequence: Sequence, tokens: Seq[int], full: int) -> None:
         """The first `full` blocks are computed from final `tokens` in retired steps: remember those not offered yet."""
-        names, start = sequence.names, sequence.published
+        start = sequence.published
         if full <= start:
             return
         sequence.published = full
         if not self.prefix_cache:
             return
+        names, tables = sequence.names, sequence.tables
         parent = names[start - 1] if start else sequence.root
         for index in range(start, full):
             content = pack_block(*tokens[index * BLOCK_TOKENS : (index + 1) * BLOCK_TOKENS])
             if index == len(names):
                 names.append(self.hasher.block(parent, content))
             name = names[index]
-            for group, table in enumerate(sequence.tables):
+            named = (name, parent, content)
+            for group, table in enumerate(tables):
                 block = table[index]
-                if block != NO_BLOCK and self.index.store(group, name, block, parent, content):
+                if block != NO_BLOCK and self.index.store(group, block, named):
                     self.pools[group].remember(block, name)
             parent = name
 

@@ -28,8 +28,9 @@ LIVE: Final = (0, 1, 1, 0, 0)
 """Whether a block in this state holds its slab back."""
 STATE_NAMES: Final = ("free", "used", "fenced", "cached", "absent")
 
+CLASS_OF_HITS: Final = (0, 1, 2, 2, 3)
+"""Weight class of a block hit so often; hits are counted up to the last. Class k weighs 2 ** k."""
 CLASSES: Final = 4
-"""Weight classes: hit never, once, 2-3 times, more often; weights 1, 2, 4, 8."""
 FREE_LIST: Final = CLASSES
 
 
@@ -59,7 +60,7 @@ class BlockPool:
         self._fences: deque[tuple[int, list[int]]] = deque()
         self._clock = 0
         self._live: dict[int, int] = {}
-        self._cached: dict[int, int] = {}
+        self._vacant: dict[int, int] = {}
         self._tally = [0] * 4
 
     # -- numbers
@@ -146,7 +147,7 @@ class BlockPool:
                 raise RuntimeError(f"{self.name}: hit on block {block}, which is {STATE_NAMES[self._state[block]]}")
             self._move(block, USED)
         self._refs[block] += 1
-        self._hits[block] += 1
+        self._hits[block] = min(self._hits[block] + 1, len(CLASS_OF_HITS) - 1)
 
     def release(self, block: int, fence: int | None) -> None:
         """One reference less: see `release_many`."""
@@ -182,11 +183,11 @@ class BlockPool:
             due = dict.fromkeys(block for block in blocks if state[block] == FENCED and fences[block] == fence)
             self._idle(list(due), FENCED)
 
-    def remember(self, block: int, content: bytes) -> None:
-        """The used block's content is final and may be found again under `content`."""
+    def remember(self, block: int, name: bytes) -> None:
+        """The used block's content is final and may be found again under `name`."""
         if self._refs[block] <= 0:
             raise RuntimeError(f"{self.name}: block {block} is remembered without being used")
-        self._hash[block] = content
+        self._hash[block] = name
         self._hits[block] = 0
 
     def forget_all(self) -> list[bytes]:
@@ -207,7 +208,8 @@ class BlockPool:
 
     def slab_load(self, slab: int) -> tuple[int, int]:
         """Blocks of the slab that are used or fenced, and blocks that are only cached."""
-        return self._live[slab], self._cached[slab]
+        live = self._live[slab]
+        return live, self.blocks_per_slab - live - self._vacant[slab]
 
     def surrender(self, slab: int) -> None:
         """Evict what is cached in the slab and forget it."""
@@ -218,7 +220,7 @@ class BlockPool:
             self._lists.remove(block)
             self._tally[self._state[block]] -= 1
             self._state[block] = ABSENT
-        del self._live[slab], self._cached[slab]
+        del self._live[slab], self._vacant[slab]
 
     # -- integrity
 
@@ -247,13 +249,13 @@ class BlockPool:
             raise RuntimeError(f"{self.name}: blocks do not add up: {names}; tally {self._tally}; total {self.total}")
 
     def _check_slabs(self) -> None:
-        for slab, live in self._live.items():
+        for slab in self._live:
             if self._slabs.owner(slab) is not self:
                 raise RuntimeError(f"{self.name}: uses slab {slab}, which it does not own")
             states = [self._state[block] for block in self._slab_blocks(slab)]
             counted = (states.count(USED) + states.count(FENCED), states.count(CACHED))
-            if counted != (live, self._cached[slab]):
-                raise RuntimeError(f"{self.name}: slab {slab} counts {(live, self._cached[slab])}, holds {counted}")
+            if counted != self.slab_load(slab):
+                raise RuntimeError(f"{self.name}: slab {slab} counts {self.slab_load(slab)}, holds {counted}")
 
     def _check_block(self, block: int, linked: int | None) -> None:
         state = self._state[block]
@@ -279,10 +281,7 @@ class BlockPool:
         tally[before] -= 1
         tally[state] += 1
         self._live[slab] += LIVE[state] - LIVE[before]
-        if state == CACHED:
-            self._cached[slab] += 1
-        elif before == CACHED:
-            self._cached[slab] -= 1
+        self._vacant[slab] += (state == FREE) - (before == FREE)
         self._state[block] = state
 
     def _await(self, blocks: list[int], fence: int) -> None:
@@ -300,17 +299,19 @@ class BlockPool:
     def _idle(self, blocks: list[int], before: int) -> None:
         """Blocks without references that nothing in flight touches: cached when remembered, else free."""
         lists: tuple[list[int], ...] = tuple([] for _ in range(CLASSES + 1))
-        state, names, live, per_slab = self._state, self._hash, self._live, self.blocks_per_slab
+        state, names, hits, keys = self._state, self._hash, self._hits, self._key
+        live, vacant, per_slab = self._live, self._vacant, self.blocks_per_slab
+        key_of_class = [self._clock + (1 << k) for k in range(CLASSES)]
         for block in blocks:
             slab = block // per_slab
             live[slab] -= 1
             if names[block]:
-                weight_class = min(self._hits[block].bit_length(), CLASSES - 1)
-                self._key[block] = self._clock + (1 << weight_class)
-                self._cached[slab] += 1
+                k = CLASS_OF_HITS[hits[block]]
+                keys[block] = key_of_class[k]
                 state[block] = CACHED
-                lists[weight_class].append(block)
+                lists[k].append(block)
             else:
+                vacant[slab] += 1
                 state[block] = FREE
                 lists[FREE_LIST].append(block)
         for k, members in enumerate(lists):
@@ -326,6 +327,9 @@ class BlockPool:
     def _take_free(self, count: int) -> list[int]:
         """Up to `count` free blocks, used from now on."""
         blocks = self._lists.pop(FREE_LIST, count)
+        vacant, per_slab = self._vacant, self.blocks_per_slab
+        for block in blocks:
+            vacant[block // per_slab] -= 1
         self._use(blocks, FREE)
         return blocks
 
@@ -344,7 +348,7 @@ class BlockPool:
         slab = self._slabs.take(self)
         if slab is None:
             return False
-        self._live[slab] = self._cached[slab] = 0
+        self._live[slab], self._vacant[slab] = 0, self.blocks_per_slab
         blocks = self._slab_blocks(slab)
         for block in blocks:
             self._state[block] = FREE
@@ -358,11 +362,8 @@ class BlockPool:
         count = min(count, self._tally[CACHED])
         while len(blocks) < count:
             k, limit = self._lists.least(CLASSES, self._key)
-            blocks += self._lists.pop_to(k, count - len(blocks), self._key, limit)
+            blocks += self._lists.pop(k, count - len(blocks), self._key, limit)
         self._clock = self._key[blocks[-1]]
-        cached, per_slab = self._cached, self.blocks_per_slab
-        for block in blocks:
-            cached[block // per_slab] -= 1
         self._forget(blocks)
         self._use(blocks, CACHED)
         return blocks
@@ -376,7 +377,7 @@ class BlockPool:
             self._evicted(forgotten)
 
     def _give_back_if_empty(self, slab: int) -> None:
-        if self._live[slab] or self._cached[slab]:
+        if self._vacant[slab] < self.blocks_per_slab:
             return
         self.surrender(slab)
         self._slabs.give_back(slab, self)

@@ -12,7 +12,7 @@ from struct import Struct
 from typing import Final, NamedTuple
 
 from inference_stack.core.request import BLOCK_TOKENS, Request
-from inference_stack.kv.events import EventLog, Snapshot
+from inference_stack.kv.events import EventLog, Named, Snapshot
 
 HASH_BYTES: Final = 16
 DEFAULT_KEY: Final = b"inference-stack prefix v1"
@@ -75,13 +75,13 @@ class PrefixIndex:
         self._blocks: tuple[dict[bytes, int], ...] = tuple({} for _ in windows)
         self._events = events
 
-    def store(self, group: int, name: bytes, block: int, parent: bytes, content: bytes) -> bool:
-        """Remember the block (`content`: its packed tokens), unless an equal one is remembered already (False)."""
-        blocks = self._blocks[group]
+    def store(self, group: int, block: int, named: Named) -> bool:
+        """Remember the block, unless an equal one is remembered already (False)."""
+        blocks, name = self._blocks[group], named[0]
         if name in blocks:
             return False
         blocks[name] = block
-        self._events.stored(group, name, parent, content)
+        self._events.stored(group, named)
         return True
 
     def remove(self, group: int, names: Sequence[bytes]) -> None:
@@ -113,9 +113,9 @@ class PrefixIndex:
             if window is None:
                 length = self._run(group, names, length)
         length = self._windowed(names, length)
-        first = tuple(self.first_needed(group, length) for group in range(len(self._windows)))
+        first = tuple([self.first_needed(group, length) for group in range(len(self._windows))])
         found = tuple(
-            tuple(self._blocks[group][name] for name in names[start:length]) for group, start in enumerate(first)
+            tuple(map(self._blocks[group].__getitem__, names[start:length])) for group, start in enumerate(first)
         )
         return Match(length, first, found)
 

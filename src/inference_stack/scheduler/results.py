@@ -43,7 +43,7 @@ class Results:
         self._publish(flight, retired)
         for entry in ended:
             state.leave(entry)
-        if short.any():
+        if np.count_nonzero(short):
             self._void(flight, short)
         self._count(flight, result)
 
@@ -56,12 +56,11 @@ class Results:
         """
         sampled = result.tokens[:, 0]
         fast = self._uneventful(flight, result, sampled)
-        entries = flight.entries if fast.all() else compress(flight.entries, fast)
-        deltas = self._state.deltas
-        for entry, token in zip(entries, sampled[fast].tolist(), strict=True):
+        news = list(zip(compress(flight.entries, fast.tolist()), sampled[fast].tolist(), strict=True))
+        for entry, token in news:
             entry.tokens.append(token)
-            deltas.append(TokenDelta(entry.id, entry.attempt, (token,)))
-        self._state.counters.generation_tokens += int(result.counts.sum())
+        self._state.deltas += [TokenDelta(entry.id, entry.attempt, (token,)) for entry, token in news]
+        self._state.counters.generation_tokens += int(np.add.reduce(result.counts))
         return [
             flight.entries[row]
             for row in (~fast).nonzero()[0].tolist()
@@ -74,7 +73,7 @@ class Results:
             return np.zeros(len(sampled), np.bool_)
         table, slots = self._state.table, flight.slots
         fast: npt.NDArray[np.bool_] = (
-            table.plain[slots] & (result.counts == 1) & (table.known[slots] < table.limit[slots])
+            table.plain.take(slots) & (result.counts == 1) & (table.known.take(slots) < table.limit.take(slots))
         )
         for eos in self._state.limits.eos_tokens:
             fast &= sampled != eos
@@ -152,7 +151,7 @@ class Results:
         """Blocks that became full are remembered, and blocks that left their window freed."""
         state = self._state
         full: IntArray = retired // BLOCK_TOKENS
-        crossed = (full > state.table.published[flight.slots]).nonzero()[0]
+        crossed = (full > state.table.published.take(flight.slots)).nonzero()[0]
         columns = (crossed, flight.slots[crossed], full[crossed], retired[crossed])
         for row, slot, blocks, computed in zip(*(column.tolist() for column in columns), strict=True):
             entry = flight.entries[row]
@@ -160,7 +159,8 @@ class Results:
                 continue
             before = entry.sequence.published
             state.kv.publish(entry.sequence, entry.tokens, min(blocks, len(entry.tokens) // BLOCK_TOKENS))
-            state.kv.slide(entry.sequence, computed)
+            if state.kv.windowed:
+                state.kv.slide(entry.sequence, computed)
             state.published(entry, before)
 
     def _void(self, flight: Flight, short: IntArray) -> None:
@@ -182,5 +182,5 @@ class Results:
         counters = self._state.counters
         counters.steps += 1
         counters.step_seconds += result.seconds
-        tokens = int(flight.num_tokens.sum())
-        self._fit.observe(tokens, len(flight.slots), int(flight.start.sum()) + tokens, result.seconds)
+        tokens = int(np.add.reduce(flight.num_tokens))
+        self._fit.observe(tokens, len(flight.slots), int(np.add.reduce(flight.start)) + tokens, result.seconds)

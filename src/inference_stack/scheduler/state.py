@@ -9,6 +9,7 @@ Knows nothing of how rows are chosen or of what results mean.
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Sequence
@@ -16,8 +17,10 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from operator import attrgetter
 
+import numpy as np
+
 from inference_stack.core.request import BLOCK_TOKENS
-from inference_stack.core.step import IntArray, TokenDelta, ints
+from inference_stack.core.step import IntArray, TokenDelta
 from inference_stack.kv.manager import KvManager
 from inference_stack.policy.ordering import OrderingPolicy
 from inference_stack.scheduler.entry import FOREVER, NO_SLOT, Entry
@@ -69,9 +72,9 @@ class State:
         self.counters = Counters()
         self.next_step = 0
         self.retired = -1
-        self._order: IntArray | None = None
+        self._slots = array("i")
         self._claimant: Entry | None = None
-        self._deadlines: list[tuple[float, int, bool, Entry]] = []
+        self._deadlines: list[tuple[float, int, bool, str]] = []
 
     # -- transitions
 
@@ -81,9 +84,9 @@ class State:
         insort(self.waiting, entry, key=_rank)
         qos = entry.request.qos
         if qos.deadline is not None:
-            heappush(self._deadlines, (qos.deadline, entry.rank[1], False, entry))
+            heappush(self._deadlines, (qos.deadline, entry.rank[1], False, entry.id))
         if qos.ttft_deadline is not None and len(entry.tokens) == entry.prompt_len:
-            heappush(self._deadlines, (qos.ttft_deadline, entry.rank[1], True, entry))
+            heappush(self._deadlines, (qos.ttft_deadline, entry.rank[1], True, entry.id))
 
     def start(self, entry: Entry, computed: int) -> None:
         """A waiting request whose block tables are ready gets a slot."""
@@ -97,8 +100,9 @@ class State:
             plain=entry.plain,
         )
         self._unqueue(entry)
-        insort(self.running, entry, key=_rank)
-        self._order = None
+        place = bisect_left(self.running, entry.rank, key=_rank)
+        self.running.insert(place, entry)
+        self._slots.insert(place, entry.slot)
         entry.waits_for = b""
         self._lead(entry)
         if self._claimant is entry and not entry.cornered:
@@ -151,9 +155,7 @@ class State:
 
     def order(self) -> IntArray:
         """Slots of running requests, first in order first."""
-        if self._order is None:
-            self._order = ints([entry.slot for entry in self.running])
-        return self._order
+        return np.array(self._slots, np.int32)
 
     def reorder(self, now: float) -> None:
         """Compute every place again, for policies whose order changes with time."""
@@ -161,15 +163,17 @@ class State:
             entry.rank = (self.ordering.key(entry.request, now), entry.rank[1])
         self.waiting.sort(key=_rank)
         self.running.sort(key=_rank)
-        self._order = None
+        self._slots = array("i", [entry.slot for entry in self.running])
 
     def overdue(self, now: float) -> list[Entry]:
         """Requests whose deadline has passed, once each. A first-token deadline is met by the first emitted token."""
         late: dict[str, Entry] = {}
         while self._deadlines and self._deadlines[0][0] <= now:
-            _, _, first_token, entry = heappop(self._deadlines)
-            if not entry.done and not (first_token and len(entry.tokens) > entry.prompt_len):
-                late[entry.id] = entry
+            _, arrival, first_token, request_id = heappop(self._deadlines)
+            entry = self.entries.get(request_id)
+            if entry is None or entry.rank[1] != arrival or (first_token and len(entry.tokens) > entry.prompt_len):
+                continue
+            late[entry.id] = entry
         return list(late.values())
 
     # -- inside
@@ -183,8 +187,8 @@ class State:
         self.kv.free(entry.sequence)
         self.table.release(entry.slot, self.kv.fence)
         entry.slot = NO_SLOT
-        del self.running[bisect_left(self.running, entry.rank, key=_rank)]
-        self._order = None
+        place = bisect_left(self.running, entry.rank, key=_rank)
+        del self.running[place], self._slots[place]
 
     def _unqueue(self, entry: Entry) -> None:
         del self.waiting[bisect_left(self.waiting, entry.rank, key=_rank)]
@@ -204,5 +208,5 @@ class State:
     def _drop_stale_deadlines(self) -> None:
         """Keep the heap no more than twice as long as it need be."""
         if len(self._deadlines) > 64 + 4 * len(self.entries):
-            self._deadlines = [item for item in self._deadlines if not item[3].done]
+            self._deadlines = [item for item in self._deadlines if item[3] in self.entries]
             heapify(self._deadlines)

@@ -26,8 +26,7 @@ class SlotTable:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._columns = np.zeros((6, size), np.int32)
-        self.computed, self.known, self.pending, self.limit, self.capacity, self.published = self._columns
+        self.computed, self.known, self.pending, self.limit, self.capacity, self.published = np.zeros((6, size), np.int32)
         self.plain = np.zeros(size, np.bool_)
         self._free = list(range(size - 1, -1, -1))
         self._fenced: deque[tuple[int, int]] = deque()
@@ -73,9 +72,9 @@ class SlotTable:
 
     def rows(self, slots: IntArray) -> tuple[IntArray, IntArray, IntArray, IntArray]:
         """computed, known + pending, limit and capacity of these slots, as copies."""
-        computed, known, pending, limit, capacity, _ = self._columns.take(slots, axis=1)
-        known += pending
-        return computed, known, limit, capacity
+        total = self.known.take(slots)
+        total += self.pending.take(slots)
+        return self.computed.take(slots), total, self.limit.take(slots), self.capacity.take(slots)
 
     def launch(self, slots: IntArray, end: IntArray, samples: IntArray) -> None:
         """A step is in flight that computes these slots up to position `end` and samples so many tokens each."""
@@ -87,6 +86,6 @@ class SlotTable:
         short: IntArray = samples - counts
         self.pending[slots] -= samples
         self.known[slots] += counts
-        if short.any():
+        if np.count_nonzero(short):
             self.computed[slots] -= short
         return short

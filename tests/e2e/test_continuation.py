@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -120,7 +121,7 @@ def test_a_kill_during_prefill_changes_nothing(server: Server) -> None:
 
     def kill_while_prefilling() -> None:
         while server.metric("inference_stack_engine_prompt_tokens_total") == computed:
-            pass
+            time.sleep(0.01)
         killed.append(server.kill_worker())
 
     killed: list[int] = []
@@ -139,7 +140,7 @@ def test_a_second_kill_during_recovery_changes_nothing(server: Server) -> None:
 
     def kill_the_next_one() -> None:
         while server.worker_pid() == killed[0]:
-            pass
+            time.sleep(0.01)
         killed.append(server.kill_worker())
 
     second = threading.Thread(target=kill_the_next_one)

@@ -83,7 +83,7 @@ def engine(*models: Path, **settings: Any) -> Engine:
     """An engine serving these directories under their names; settings are the engine section's."""
     chosen: dict[str, Any] = {"max_running": 16, "max_batch_tokens": 64, "kv_memory": "4MiB"}
     config = Config(
-        models=tuple(ModelEntry(model=str(path), name=path.name) for path in models),
+        models=tuple(ModelEntry(model=str(path), name=path.stem) for path in models),
         engine=EngineConfig(**(chosen | settings)),
         node=NodeConfig(threads=1),
     )

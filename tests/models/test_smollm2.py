@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from inference_stack.artifacts.files import ModelFiles
 from inference_stack.artifacts.gguf import GgufFile
 from inference_stack.models.api import LoadedModel
-from inference_stack.models.loader import load_model, read_config, state_dict
+from inference_stack.models.loader import load_model
 from tests.models import tiny
+from tests.models.oracle import llama_oracle
 from tests.models.paged import PagedModel
 from tests.models.reference import ops
 
@@ -40,26 +41,7 @@ def loaded(files: ModelFiles) -> LoadedModel:
 
 @pytest.fixture(scope="module")
 def oracle(files: ModelFiles) -> PreTrainedModel:
-    config = read_config(files)
-    with torch.device("meta"):
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=config.vocab_size,
-                hidden_size=config.hidden_size,
-                intermediate_size=config.intermediate_size,
-                num_hidden_layers=config.layers,
-                num_attention_heads=config.heads,
-                num_key_value_heads=config.kv_heads,
-                max_position_embeddings=config.max_positions,
-                rms_norm_eps=config.norm_eps,
-                rope_parameters={"rope_type": "default", "rope_theta": config.rope.theta},
-                tie_word_embeddings=True,
-            )
-        )
-    model.to_empty(device="cpu").load_state_dict(state_dict(files), strict=True)
-    model.tie_weights()
-    model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
-    return model.eval()
+    return llama_oracle(files)
 
 
 def test_the_file_is_described_truly(loaded: LoadedModel) -> None:

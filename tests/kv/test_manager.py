@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+
 import pytest
 
 from inference_stack.core.kv_spec import KvGroupSpec
@@ -32,7 +34,7 @@ def computed(kv: KvManager, tokens: list[int] = PROMPT) -> Sequence:
     """A sequence whose tokens are all computed and published."""
     made = sequence(kv, tokens)
     assert kv.allocate(made, len(tokens) // BLOCK_TOKENS)
-    kv.publish(made, tokens, len(tokens) // BLOCK_TOKENS)
+    kv.publish([(made, array("i", tokens), len(tokens) // BLOCK_TOKENS)])
     return made
 
 
@@ -103,8 +105,8 @@ def test_a_computed_block_that_equals_a_remembered_one_stays_private() -> None:
     for each in (one, two):
         kv.begin(each, kv.match(each, 1))
         kv.allocate(each, 5)
-    kv.publish(one, PROMPT, 5)
-    kv.publish(two, PROMPT, 5)
+    kv.publish([(one, array("i", PROMPT), 5)])
+    kv.publish([(two, array("i", PROMPT), 5)])
     kv.free(two)
     kv.free(one)
     assert kv.usage().cached == 5

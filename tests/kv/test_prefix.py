@@ -56,7 +56,7 @@ def index_of(held: list[set[int]], windows: list[int | None]) -> PrefixIndex:
     index = PrefixIndex(windows, EventLog())
     for group, places in enumerate(held):
         for place in places:
-            index.store(group, place, (NAMES[place], b"", b""))
+            index.store(group, [(place, (NAMES[place], b"", b""))])
     return index
 
 
@@ -101,7 +101,7 @@ def test_a_listener_rebuilds_the_index_exactly(
     seen = 0
     for number, (what, group, place) in enumerate([*operations, ("end", 0, 0)]):
         if what == "store":
-            index.store(group, place, (NAMES[place], b"", b""))
+            index.store(group, [(place, (NAMES[place], b"", b""))])
         elif what == "remove" and index.block(group, NAMES[place]) is not None:
             index.remove(group, [NAMES[place]])
         elif what == "clear":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Iterable
 
 import pytest
 
@@ -53,8 +54,11 @@ def window_too_short(patch: pytest.MonkeyPatch) -> None:
 def publishes_too_early(patch: pytest.MonkeyPatch) -> None:
     publish = KvManager.publish
 
-    def one_block_ahead(self: KvManager, sequence: Sequence, tokens: list[int], full: int) -> None:
-        publish(self, sequence, tokens, min(full + 1, len(tokens) // 16, sequence.blocks))
+    def one_block_ahead(self: KvManager, computed: Iterable[tuple[Sequence, array[int], int]]) -> None:
+        publish(
+            self,
+            [(each, tokens, min(full + 1, len(tokens) // 16, each.blocks)) for each, tokens, full in computed],
+        )
 
     patch.setattr(KvManager, "publish", one_block_ahead)
 

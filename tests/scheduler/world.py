@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from zlib import crc32
 
@@ -77,7 +78,7 @@ class FakeProposer:
         self._model = model
         self._random = random.Random(seed)
 
-    def propose(self, known: list[list[int]], k: IntArray) -> IntArray:
+    def propose(self, known: Sequence[Sequence[int]], k: IntArray) -> IntArray:
         by_tokens = {id(entry.tokens): entry.id for entry in self._model.scheduler._state.running}
         drafts = np.full((len(known), int(k.max(initial=0))), -1, np.int32)
         for row, (tokens, count) in enumerate(zip(known, k.tolist(), strict=True)):

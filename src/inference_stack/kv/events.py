@@ -6,15 +6,15 @@ which blocks are cached. Knows nothing of sockets; publishing the stream is some
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from collections.abc import Sequence
 from itertools import islice, repeat
-from struct import unpack
 from typing import Any, Literal, NamedTuple
 
 Kind = Literal["stored", "removed", "cleared"]
 Named = tuple[bytes, bytes, bytes]
-"""A full block: its name, its parent's name, and its tokens as little-endian 32-bit integers."""
+"""A full block: its name, its parent's name, and its tokens as 32-bit integers."""
 
 
 class KvEvent(NamedTuple):
@@ -43,10 +43,10 @@ class EventLog:
         self.sequence = 0
         self._buffer: deque[tuple[Any, ...]] = deque(maxlen=capacity)
 
-    def stored(self, group: int, named: Named) -> None:
-        """A block can be found under its name from now on."""
-        self.sequence += 1
-        self._buffer.append(("stored", group, named))
+    def stored(self, group: int, blocks: Sequence[Named]) -> None:
+        """The blocks can be found under their names from now on: one event each."""
+        self._buffer.extend(zip(repeat("stored"), repeat(group), blocks))
+        self.sequence += len(blocks)
 
     def removed(self, group: int, hashes: Sequence[bytes]) -> None:
         """The blocks are forgotten: one event each."""
@@ -71,7 +71,7 @@ def _event(sequence: int, kind: Kind, group: int = 0, what: bytes | Named = b"")
     if isinstance(what, bytes):
         return KvEvent(sequence, kind, group, what)
     name, parent, content = what
-    return KvEvent(sequence, kind, group, name, parent, unpack(f"<{len(content) // 4}i", content))
+    return KvEvent(sequence, kind, group, name, parent, tuple(array("i", content)))
 
 
 def apply(held: set[tuple[int, bytes]], event: KvEvent) -> None:

@@ -57,7 +57,9 @@ class LinkedLists:
     def least(self, count: int, keys: Sequence[int]) -> tuple[int, int]:
         """Which of the lists 0 … count-1 begins with the least key (ties: the first), and up to which key its nodes go before
         those of the others. Raises `RuntimeError` when all are empty."""
-        heads = [(keys[node], k) for k, node in enumerate(self._next[self._size : self._size + count]) if node < self._size]
+        heads = [
+            (keys[node], k) for k, node in enumerate(self._next[self._size : self._size + count]) if node < self._size
+        ]
         if not heads:
             raise RuntimeError("all lists are empty")
         heads.sort()

@@ -7,17 +7,20 @@ steps are in flight is fenced until the last of them has retired.
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import repeat
 from typing import Final
 
 from inference_stack.core.kv_spec import KvGroupSpec
 from inference_stack.core.request import BLOCK_TOKENS
-from inference_stack.kv.events import EventLog
+from inference_stack.kv.events import EventLog, Named
 from inference_stack.kv.pool import BlockPool
-from inference_stack.kv.prefix import DEFAULT_KEY, BlockHasher, Match, PrefixIndex, pack_block
+from inference_stack.kv.prefix import DEFAULT_KEY, BlockHasher, Match, PrefixIndex
 from inference_stack.kv.slabs import SlabPool
 
 NO_BLOCK: Final = -1
@@ -217,27 +220,22 @@ class KvManager:
             sequence.blocks += 1
         return tuple(taken)
 
-    def publish(self, sequence: Sequence, tokens: Seq[int], full: int) -> None:
-        """The first `full` blocks are computed from final `tokens` in retired steps: remember those not offered yet."""
-        start = sequence.published
-        if full <= start:
-            return
-        sequence.published = full
-        if not self.prefix_cache:
-            return
-        names, tables = sequence.names, sequence.tables
-        parent = names[start - 1] if start else sequence.root
-        for index in range(start, full):
-            content = pack_block(*tokens[index * BLOCK_TOKENS : (index + 1) * BLOCK_TOKENS])
-            if index == len(names):
-                names.append(self.hasher.block(parent, content))
-            name = names[index]
-            named = (name, parent, content)
-            for group, table in enumerate(tables):
-                block = table[index]
-                if block != NO_BLOCK and self.index.store(group, block, named):
-                    self.pools[group].remember(block, name)
-            parent = name
+    def publish(self, computed: Iterable[tuple[Sequence, array[int], int]]) -> None:
+        """For each (sequence, tokens, full): the first `full` blocks are computed from final `tokens` in retired steps.
+        Remember those not offered yet. All at once is much cheaper than one by one.
+        """
+        fresh: list[tuple[tuple[list[int], ...], int, Named]] = []
+        for sequence, tokens, full in computed:
+            start, sequence.published = sequence.published, max(full, sequence.published)
+            if full > start and self.prefix_cache:
+                named = self.hasher.extend(sequence.names, sequence.root, tokens, start, full)
+                fresh += zip(repeat(sequence.tables), range(start, full), named)
+        for group, pool in enumerate(self.pools):
+            offered = [(tables[group][index], named) for tables, index, named in fresh]
+            if self.windowed:
+                offered = [pair for pair in offered if pair[0] != NO_BLOCK]
+            if offered:
+                pool.remember_many(self.index.store(group, offered))
 
     def slide(self, sequence: Sequence, computed: int) -> None:
         """Free what no query at position `computed` or later may read: blocks that left their group's window."""

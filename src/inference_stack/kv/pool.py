@@ -42,7 +42,12 @@ class BlockPool:
     """
 
     def __init__(
-        self, name: str, blocks_per_slab: int, slabs: SlabPool, principal: object, evicted: Callable[[list[bytes]], None]
+        self,
+        name: str,
+        blocks_per_slab: int,
+        slabs: SlabPool,
+        principal: object,
+        evicted: Callable[[list[bytes]], None],
     ) -> None:
         size = slabs.geometry.slab_count * blocks_per_slab
         self.name = name
@@ -184,11 +189,17 @@ class BlockPool:
             self._idle(list(due), FENCED)
 
     def remember(self, block: int, name: bytes) -> None:
-        """The used block's content is final and may be found again under `name`."""
-        if self._refs[block] <= 0:
-            raise RuntimeError(f"{self.name}: block {block} is remembered without being used")
-        self._hash[block] = name
-        self._hits[block] = 0
+        """One block: see `remember_many`."""
+        self.remember_many(((block, name),))
+
+    def remember_many(self, named: Iterable[tuple[int, bytes]]) -> None:
+        """These used blocks' contents are final and may be found again under these names."""
+        refs, names, hits = self._refs, self._hash, self._hits
+        for block, name in named:
+            if refs[block] <= 0:
+                raise RuntimeError(f"{self.name}: block {block} is remembered without being used")
+            names[block] = name
+            hits[block] = 0
 
     def forget_all(self) -> list[bytes]:
         """Forget every remembered content, cached or in use; returns the hashes. Not reported through `evicted`."""

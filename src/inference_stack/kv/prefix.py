@@ -6,9 +6,9 @@ equal names mean equal prefixes. A hit needs every block in full-attention group
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
-from struct import Struct
 from typing import Final, NamedTuple
 
 from inference_stack.core.request import BLOCK_TOKENS, Request
@@ -16,9 +16,6 @@ from inference_stack.kv.events import EventLog, Named, Snapshot
 
 HASH_BYTES: Final = 16
 DEFAULT_KEY: Final = b"inference-stack prefix v1"
-_BLOCK: Final = Struct(f"<{BLOCK_TOKENS}i")
-pack_block: Final = _BLOCK.pack
-"""A block's 16 tokens, given one by one, as the bytes that are hashed."""
 
 
 class BlockHasher:
@@ -45,13 +42,25 @@ class BlockHasher:
     def chain(self, root: bytes, tokens: Sequence[int], extra: Mapping[int, bytes] | None = None) -> list[bytes]:
         """The names of all full blocks of `tokens`. `extra[i]` belongs to block i."""
         names = []
-        parent = root
+        parent, packed = root, array("i", tokens)
         for index in range(len(tokens) // BLOCK_TOKENS):
-            start = index * BLOCK_TOKENS
             extras = extra.get(index, b"") if extra else b""
-            parent = self.block(parent, pack_block(*tokens[start : start + BLOCK_TOKENS]), extras)
+            parent = self.block(parent, packed[index * BLOCK_TOKENS : (index + 1) * BLOCK_TOKENS].tobytes(), extras)
             names.append(parent)
         return names
+
+    def extend(self, names: list[bytes], root: bytes, tokens: array[int], start: int, end: int) -> list[Named]:
+        """Blocks `start` … `end`-1 of `tokens`. `names` holds the names known so far, and learns those that are not."""
+        blocks = []
+        parent = names[start - 1] if start else root
+        for index in range(start, end):
+            content = tokens[index * BLOCK_TOKENS : (index + 1) * BLOCK_TOKENS].tobytes()
+            if index == len(names):
+                names.append(self.block(parent, content))
+            name = names[index]
+            blocks.append((name, parent, content))
+            parent = name
+        return blocks
 
     def request_chain(self, request: Request) -> list[bytes]:
         """The names of all full blocks that a request brings along (prompt and emitted tokens)."""
@@ -75,14 +84,19 @@ class PrefixIndex:
         self._blocks: tuple[dict[bytes, int], ...] = tuple({} for _ in windows)
         self._events = events
 
-    def store(self, group: int, block: int, named: Named) -> bool:
-        """Remember the block, unless an equal one is remembered already (False)."""
-        blocks, name = self._blocks[group], named[0]
-        if name in blocks:
-            return False
-        blocks[name] = block
-        self._events.stored(group, named)
-        return True
+    def store(self, group: int, offered: Sequence[tuple[int, Named]]) -> list[tuple[int, bytes]]:
+        """Remember these blocks, but for those of which an equal one is remembered already. Returns the new ones and their
+        names."""
+        blocks = self._blocks[group]
+        stored, events = [], []
+        for block, named in offered:
+            name = named[0]
+            if name not in blocks:
+                blocks[name] = block
+                stored.append((block, name))
+                events.append(named)
+        self._events.stored(group, events)
+        return stored
 
     def remove(self, group: int, names: Sequence[bytes]) -> None:
         """Forget blocks."""

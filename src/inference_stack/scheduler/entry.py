@@ -5,6 +5,7 @@ What changes every step while it runs lives in the slot table's columns instead.
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -33,7 +34,7 @@ class Entry:
     """
 
     request: Request
-    tokens: list[int]
+    tokens: array[int]
     limit: int
     stops: frozenset[int]
     stops_from: int
@@ -102,7 +103,7 @@ class Entry:
         return NewSlot(
             slot=self.slot,
             request_id=self.id,
-            tokens=tuple(self.tokens),
+            tokens=continuation.prompt if len(self.tokens) == self.prompt_len else tuple(self.tokens),
             prompt_len=self.prompt_len,
             computed=computed,
             params=continuation.params,
@@ -146,7 +147,7 @@ def make_entry(request: Request, bounds: Bounds, rank: tuple[Key, int], sequence
     eos = () if params.ignore_eos else bounds.eos_tokens
     return Entry(
         request=request,
-        tokens=[*continuation.prompt, *continuation.emitted],
+        tokens=array("i", continuation.prompt + continuation.emitted),
         limit=min(prompt + params.max_tokens, bounds.longest),
         stops=frozenset(eos + params.stop_token_ids),
         stops_from=prompt + params.min_tokens,

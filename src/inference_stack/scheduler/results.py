@@ -56,10 +56,12 @@ class Results:
         """
         sampled = result.tokens[:, 0]
         fast = self._uneventful(flight, result, sampled)
-        news = list(zip(compress(flight.entries, fast.tolist()), sampled[fast].tolist(), strict=True))
-        for entry, token in news:
+        entries, tokens = list(compress(flight.entries, fast.tolist())), sampled[fast].tolist()
+        for entry, token in zip(entries, tokens, strict=True):
             entry.tokens.append(token)
-        self._state.deltas += [TokenDelta(entry.id, entry.attempt, (token,)) for entry, token in news]
+        self._state.deltas += [
+            TokenDelta(entry.id, entry.attempt, (token,)) for entry, token in zip(entries, tokens, strict=True)
+        ]
         self._state.counters.generation_tokens += int(np.add.reduce(result.counts))
         return [
             flight.entries[row]
@@ -153,12 +155,13 @@ class Results:
         full: IntArray = retired // BLOCK_TOKENS
         crossed = (full > state.table.published.take(flight.slots)).nonzero()[0]
         columns = (crossed, flight.slots[crossed], full[crossed], retired[crossed])
+        rows = []
         for row, slot, blocks, computed in zip(*(column.tolist() for column in columns), strict=True):
             entry = flight.entries[row]
-            if entry.slot != slot or flight.step <= entry.ignore_until:
-                continue
-            before = entry.sequence.published
-            state.kv.publish(entry.sequence, entry.tokens, min(blocks, len(entry.tokens) // BLOCK_TOKENS))
+            if entry.slot == slot and flight.step > entry.ignore_until:
+                rows.append((entry, entry.sequence.published, min(blocks, len(entry.tokens) // BLOCK_TOKENS), computed))
+        state.kv.publish([(entry.sequence, entry.tokens, full) for entry, _, full, _ in rows])
+        for entry, before, _, computed in rows:
             if state.kv.windowed:
                 state.kv.slide(entry.sequence, computed)
             state.published(entry, before)

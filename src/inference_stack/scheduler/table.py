@@ -26,7 +26,9 @@ class SlotTable:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.computed, self.known, self.pending, self.limit, self.capacity, self.published = np.zeros((6, size), np.int32)
+        self.computed, self.known, self.pending, self.limit, self.capacity, self.published = np.zeros(
+            (6, size), np.int32
+        )
         self.plain = np.zeros(size, np.bool_)
         self._free = list(range(size - 1, -1, -1))
         self._fenced: deque[tuple[int, int]] = deque()

@@ -36,13 +36,12 @@ def _audit_running(state: State, entry: Entry) -> None:
         for other, samples, tokens in zip(flight.entries, flight.samples, flight.num_tokens, strict=True)
         if other is entry and flight.step > max(entry.ignore_until, entry.resume_after)
     ]
-    _require(int(table.pending[slot]) == sum(samples for samples, _ in in_flight), f"{entry.id}: placeholders are off")
+    _require(int(table.total[slot] - table.known[slot]) == sum(samples for samples, _ in in_flight), f"{entry.id}: placeholders are off")
     _require(int(table.known[slot]) == len(entry.tokens), f"{entry.id}: known tokens are off")
     _require(int(table.capacity[slot]) == sequence.blocks * BLOCK_TOKENS, f"{entry.id}: capacity is off")
     _require(int(table.computed[slot]) <= sequence.blocks * BLOCK_TOKENS, f"{entry.id}: computed beyond its blocks")
     _require(int(table.published[slot]) == sequence.published, f"{entry.id}: published blocks are off")
-    total = int(table.known[slot] + table.pending[slot])
-    _require(total <= entry.limit, f"{entry.id}: scheduled beyond its limit")
+    _require(int(table.total[slot]) <= entry.limit, f"{entry.id}: scheduled beyond its limit")
 
 
 def _require(holds: bool, message: str) -> None:

@@ -66,7 +66,7 @@ class Planner:
         computed, total, limit, capacity = state.table.rows(order)
         due = np.minimum(total, limit - 1) - computed
         if self._proposer is not None:
-            due[state.table.pending[order] > 0] = 0
+            due[state.table.pending(order) > 0] = 0
         decoding = (due == 1) & (total < limit)
         chunking = due > decoding
         decode = decoding.nonzero()[0]
@@ -80,7 +80,7 @@ class Planner:
         budget = self._budget(decode, want, computed)
         lacking = decoding & (computed + want > capacity)
         if self._ample(lacking, chunking):
-            self._grow(lacking.nonzero()[0], running, order, rows)
+            self._grow(lacking.nonzero()[0], running, order, capacity, rows)
             lacking = chunking
         for place in (lacking | chunking).nonzero()[0].tolist():
             entry = running[place]
@@ -124,7 +124,7 @@ class Planner:
             blocks += chunks + self._state.limits.max_batch_tokens // BLOCK_TOKENS
         return self._state.kv.ample(blocks)
 
-    def _grow(self, lacking: Places, running: list[Entry], order: IntArray, rows: Rows) -> None:
+    def _grow(self, lacking: Places, running: list[Entry], order: IntArray, capacity: IntArray, rows: Rows) -> None:
         """Give a block to each of these decode rows, all at once. None wants more: drafts never make anyone allocate."""
         if not len(lacking):
             return
@@ -132,10 +132,10 @@ class Planner:
         entries = [running[place] for place in lacking.tolist()]
         for entry in entries:
             entry.room_after = -1
-        slots = order[lacking]
-        index = state.table.capacity[slots] // BLOCK_TOKENS
+        slots, room = order[lacking], capacity[lacking]
+        index = room // BLOCK_TOKENS
         rows.note_grown(slots.tolist(), index.tolist(), state.kv.grow([entry.sequence for entry in entries]))
-        state.table.capacity[slots] += BLOCK_TOKENS
+        state.table.capacity[slots] = room + BLOCK_TOKENS
 
     def _secure(self, entry: Entry, tokens: int, rows: Rows) -> bool:
         """Make the entry's block tables hold `tokens` tokens, preempting who ranks after it. False: not in this step."""

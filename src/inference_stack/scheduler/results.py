@@ -62,7 +62,7 @@ class Results:
         self._state.deltas += [
             TokenDelta(entry.id, entry.attempt, (token,)) for entry, token in zip(entries, tokens, strict=True)
         ]
-        self._state.counters.generation_tokens += int(np.add.reduce(result.counts))
+        self._state.counters.generation_tokens += len(tokens)
         return [
             flight.entries[row]
             for row in (~fast).nonzero()[0].tolist()
@@ -85,15 +85,13 @@ class Results:
         """A row that is not one token and nothing else. True when the completion ended with it."""
         count = int(result.counts[row])
         if flight.step <= entry.ignore_until:
-            self._state.counters.generation_tokens -= count
             return False
         if row in result.errors:
-            self._state.counters.generation_tokens -= count
             self._fail(entry, result.errors[row])
             return False
         first = len(entry.tokens)
         finish = self._append(entry, result.tokens[row, :count].tolist())
-        self._state.counters.generation_tokens -= first + count - len(entry.tokens)
+        self._state.counters.generation_tokens += len(entry.tokens) - first
         self._keep_prompt_logprobs(entry, int(flight.start[row]), result.prompt_logprobs.get(row, ()))
         if count == 0 and entry.limit == entry.prompt_len and retired >= entry.limit - 1:
             finish = FinishReason.LENGTH
@@ -178,7 +176,7 @@ class Results:
                 continue
             if entry.slot == NO_SLOT:
                 entry.ignore_until = entry.resume_after
-            elif entry.slot == slot and state.table.pending[slot] > 0:
+            elif entry.slot == slot and state.table.total[slot] > state.table.known[slot]:
                 state.void(entry)
 
     def _count(self, flight: Flight, result: StepResult) -> None:

@@ -77,10 +77,9 @@ class Rows:
         slots, start, tokens = self._decode
         if not self._chunks[0]:
             return slots, start, tokens, tokens
+        chunks = ints(self._chunks)
         decode = (slots, start, tokens, tokens)
-        slots, start, tokens, samples = (
-            np.concatenate((column, ints(chunk))) for column, chunk in zip(decode, self._chunks, strict=True)
-        )
+        slots, start, tokens, samples = map(np.concatenate, zip(decode, chunks, strict=True))
         return slots, start, tokens, samples
 
     def deltas(self) -> tuple[BlockDelta, ...]:

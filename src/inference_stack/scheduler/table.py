@@ -1,8 +1,8 @@
 """The slot table: what changes every step, as columns, one entry per slot; and the slots themselves, with their fences.
 
-    computed   tokens whose KV is computed, or will be by steps in flight     ┐ due = min(known + pending, limit - 1)
-    known      tokens that exist                                              │       - computed
-    pending    tokens that steps in flight will sample (placeholders)         ┘
+    computed   tokens whose KV is computed, or will be by steps in flight     ┐ due = min(total, limit - 1) - computed
+    total      tokens that exist, or that steps in flight will sample         ┘
+    known      tokens that exist; total - known are pending (placeholders)
     limit      the length at which the completion ends; the last token's KV is never needed
     capacity   tokens that the block tables have room for
     published  blocks offered to the prefix index
@@ -26,7 +26,7 @@ class SlotTable:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.computed, self.known, self.pending, self.limit, self.capacity, self.published = np.zeros(
+        self.computed, self.known, self.total, self.limit, self.capacity, self.published = np.zeros(
             (6, size), np.int32
         )
         self.plain = np.zeros(size, np.bool_)
@@ -49,7 +49,7 @@ class SlotTable:
         slot = self._free.pop()
         self.known[slot], self.computed[slot], self.limit[slot] = known, computed, limit
         self.capacity[slot], self.published[slot] = capacity, published
-        self.pending[slot], self.plain[slot] = 0, plain
+        self.total[slot], self.plain[slot] = known, plain
         return slot
 
     def release(self, slot: int, fence: int | None) -> None:
@@ -73,21 +73,23 @@ class SlotTable:
         return released
 
     def rows(self, slots: IntArray) -> tuple[IntArray, IntArray, IntArray, IntArray]:
-        """computed, known + pending, limit and capacity of these slots, as copies."""
-        total = self.known.take(slots)
-        total += self.pending.take(slots)
-        return self.computed.take(slots), total, self.limit.take(slots), self.capacity.take(slots)
+        """computed, total, limit and capacity of these slots, as copies."""
+        return self.computed.take(slots), self.total.take(slots), self.limit.take(slots), self.capacity.take(slots)
+
+    def pending(self, slots: IntArray) -> IntArray:
+        """Tokens that steps in flight will sample for these slots."""
+        return self.total.take(slots) - self.known.take(slots)
 
     def launch(self, slots: IntArray, end: IntArray, samples: IntArray) -> None:
         """A step is in flight that computes these slots up to position `end` and samples so many tokens each."""
         self.computed[slots] = end
-        self.pending[slots] += samples
+        self.total[slots] += samples
 
     def settle(self, slots: IntArray, samples: IntArray, counts: IntArray) -> IntArray:
         """That step's results: `counts` of the `samples` are real. Returns how many fell short; their KV is void."""
         short: IntArray = samples - counts
-        self.pending[slots] -= samples
         self.known[slots] += counts
         if np.count_nonzero(short):
+            self.total[slots] -= short
             self.computed[slots] -= short
         return short

@@ -36,8 +36,12 @@ def _audit_running(state: State, entry: Entry) -> None:
         for other, samples, tokens in zip(flight.entries, flight.samples, flight.num_tokens, strict=True)
         if other is entry and flight.step > max(entry.ignore_until, entry.resume_after)
     ]
-    _require(int(table.total[slot] - table.known[slot]) == sum(samples for samples, _ in in_flight), f"{entry.id}: placeholders are off")
-    _require(int(table.known[slot]) == len(entry.tokens), f"{entry.id}: known tokens are off")
+    _require(
+        int(table.total[slot] - table.known[slot]) == sum(samples for samples, _ in in_flight),
+        f"{entry.id}: placeholders are off",
+    )
+    behind = int(table.known[slot]) - len(entry.tokens)
+    _require(0 <= behind <= BLOCK_TOKENS, f"{entry.id}: known tokens are off")
     _require(int(table.capacity[slot]) == sequence.blocks * BLOCK_TOKENS, f"{entry.id}: capacity is off")
     _require(int(table.computed[slot]) <= sequence.blocks * BLOCK_TOKENS, f"{entry.id}: computed beyond its blocks")
     _require(int(table.published[slot]) == sequence.published, f"{entry.id}: published blocks are off")

@@ -114,6 +114,7 @@ class Planner:
         """As much of the prompt as the step has room for."""
         tokens = budget.chunk(start, min(due, BLOCK_TOKENS) if entry.cornered else due)
         if tokens > 0 and self._secure(entry, start + tokens, rows):
+            self._state.catch_up(entry)
             rows.chunk(entry, start, tokens)
             budget.charge_chunk(start, tokens)
 
@@ -181,7 +182,10 @@ class Planner:
         asked[np.cumsum(asked) > limits.max_batch_tokens - len(decode)] = 0
         if not asked.any():
             return None
-        drafts = self._proposer.propose([running[place].tokens for place in decode.tolist()], ints(asked))
+        entries = [running[place] for place in decode.tolist()]
+        for entry in entries:
+            self._state.catch_up(entry)
+        drafts = self._proposer.propose([entry.tokens for entry in entries], ints(asked))
         usable = (drafts >= 0) & (np.arange(drafts.shape[1]) < asked[:, None])
         given = np.cumprod(usable, axis=1, dtype=np.int32).sum(axis=1, dtype=np.int32)
         want[decode] += given

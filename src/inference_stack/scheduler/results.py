@@ -6,8 +6,6 @@ voided, mean nothing. Knows nothing of how the next rows are chosen.
 
 from __future__ import annotations
 
-from itertools import compress
-
 import numpy as np
 import numpy.typing as npt
 
@@ -56,13 +54,12 @@ class Results:
         """
         sampled = result.tokens[:, 0]
         fast = self._uneventful(flight, result, sampled)
-        entries, tokens = list(compress(flight.entries, fast.tolist())), sampled[fast].tolist()
-        for entry, token in zip(entries, tokens, strict=True):
-            entry.tokens.append(token)
-        self._state.deltas += [
-            TokenDelta(entry.id, entry.attempt, (token,)) for entry, token in zip(entries, tokens, strict=True)
-        ]
-        self._state.counters.generation_tokens += len(tokens)
+        table, slots, tokens = self._state.table, flight.slots[fast], sampled[fast]
+        table.keep(slots, tokens)
+        who = slots.tolist()
+        ids, attempts = map(table.ids.__getitem__, who), map(table.attempts.__getitem__, who)
+        self._state.deltas += map(TokenDelta, ids, attempts, zip(tokens.tolist(), strict=True))
+        self._state.counters.generation_tokens += len(who)
         return [
             flight.entries[row]
             for row in (~fast).nonzero()[0].tolist()
@@ -89,6 +86,8 @@ class Results:
         if row in result.errors:
             self._fail(entry, result.errors[row])
             return False
+        if entry.slot != NO_SLOT:
+            self._state.catch_up(entry, but=count)
         first = len(entry.tokens)
         finish = self._append(entry, result.tokens[row, :count].tolist())
         self._state.counters.generation_tokens += len(entry.tokens) - first
@@ -157,6 +156,7 @@ class Results:
         for row, slot, blocks, computed in zip(*(column.tolist() for column in columns), strict=True):
             entry = flight.entries[row]
             if entry.slot == slot and flight.step > entry.ignore_until:
+                state.catch_up(entry)
                 rows.append((entry, entry.sequence.published, min(blocks, len(entry.tokens) // BLOCK_TOKENS), computed))
         state.kv.publish([(entry.sequence, entry.tokens, full) for entry, _, full, _ in rows])
         for entry, before, _, computed in rows:

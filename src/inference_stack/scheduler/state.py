@@ -92,6 +92,8 @@ class State:
         """A waiting request whose block tables are ready gets a slot."""
         sequence = entry.sequence
         entry.slot = self.table.assign(
+            entry.id,
+            entry.attempt,
             known=len(entry.tokens),
             computed=computed,
             limit=entry.limit,
@@ -110,6 +112,7 @@ class State:
 
     def preempt(self, entry: Entry) -> None:
         """A running request gives its memory and slot back and waits; tokens in flight still count when they arrive."""
+        self.catch_up(entry)
         self._stop(entry)
         entry.room_after = -1
         entry.resume_after = self.next_step - 1
@@ -143,6 +146,17 @@ class State:
         if self._claimant is entry:
             self._unclaim()
         self._drop_stale_deadlines()
+
+    def catch_up(self, entry: Entry, but: int = 0) -> None:
+        """Give a running entry the known tokens that only the slot table has, except the last `but`.
+
+        Ordinary decode rows leave their tokens there; the entry is brought up to date once per block, and whenever
+        something else happens to it.
+        """
+        slot, have = entry.slot, len(entry.tokens)
+        known = int(self.table.known[slot]) - but
+        if known > have:
+            entry.tokens.frombytes(self.table.kept(slot, have, known))
 
     def published(self, entry: Entry, before: int) -> None:
         """Blocks from `before` on were published: those who wait for them may look again."""

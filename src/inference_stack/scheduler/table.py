@@ -7,6 +7,8 @@
     capacity   tokens that the block tables have room for
     published  blocks offered to the prefix index
     plain      the request in the slot expects tokens and nothing else: the fast path of results
+    recent     the latest tokens that its request has not been given yet, at most a block of them, by position modulo 16
+    ids, attempts   who is in the slot
 
 Knows nothing of requests. A slot that was released keeps its columns until it is assigned again, so that late results of
 steps in flight may still write there without harm.
@@ -18,6 +20,7 @@ from collections import deque
 
 import numpy as np
 
+from inference_stack.core.request import BLOCK_TOKENS
 from inference_stack.core.step import IntArray
 
 
@@ -26,10 +29,11 @@ class SlotTable:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.computed, self.known, self.total, self.limit, self.capacity, self.published = np.zeros(
-            (6, size), np.int32
-        )
+        self.computed, self.known, self.total, self.limit, self.capacity, self.published = np.zeros((6, size), np.int32)
         self.plain = np.zeros(size, np.bool_)
+        self.recent = np.zeros(size * BLOCK_TOKENS, np.int32)
+        self.ids = [""] * size
+        self.attempts = [0] * size
         self._free = list(range(size - 1, -1, -1))
         self._fenced: deque[tuple[int, int]] = deque()
         self._released: list[int] = []
@@ -44,9 +48,21 @@ class SlotTable:
         """Slots that become free when steps in flight have retired."""
         return len(self._fenced)
 
-    def assign(self, *, known: int, computed: int, limit: int, capacity: int, published: int, plain: bool) -> int:
+    def assign(
+        self,
+        request_id: str,
+        attempt: int,
+        *,
+        known: int,
+        computed: int,
+        limit: int,
+        capacity: int,
+        published: int,
+        plain: bool,
+    ) -> int:
         """A free slot with fresh columns."""
         slot = self._free.pop()
+        self.ids[slot], self.attempts[slot] = request_id, attempt
         self.known[slot], self.computed[slot], self.limit[slot] = known, computed, limit
         self.capacity[slot], self.published[slot] = capacity, published
         self.total[slot], self.plain[slot] = known, plain
@@ -84,6 +100,16 @@ class SlotTable:
         """A step is in flight that computes these slots up to position `end` and samples so many tokens each."""
         self.computed[slots] = end
         self.total[slots] += samples
+
+    def keep(self, slots: IntArray, tokens: IntArray) -> None:
+        """The last known token of each of these slots."""
+        self.recent[slots * BLOCK_TOKENS + (self.known.take(slots) - 1) % BLOCK_TOKENS] = tokens
+
+    def kept(self, slot: int, start: int, end: int) -> bytes:
+        """Tokens `start` … `end`-1 of a slot, packed. They are among the latest 16."""
+        row = self.recent[slot * BLOCK_TOKENS : (slot + 1) * BLOCK_TOKENS].tobytes() * 2
+        first = start % BLOCK_TOKENS
+        return row[4 * first : 4 * (first + end - start)]
 
     def settle(self, slots: IntArray, samples: IntArray, counts: IntArray) -> IntArray:
         """That step's results: `counts` of the `samples` are real. Returns how many fell short; their KV is void."""

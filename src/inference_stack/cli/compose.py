@@ -14,19 +14,18 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-import uvicorn
 from rich.console import Console
 from starlette.applications import Starlette
 
 from inference_stack.artifacts.files import ModelFiles
+from inference_stack.cli.http import GatewayServer
 from inference_stack.cli.ledger import print_ledger
 from inference_stack.cli.models import fetch
 from inference_stack.config.tree import Config, ModelEntry
-from inference_stack.core.errors import InferenceError, invalid, unavailable
+from inference_stack.core.errors import ErrorInfo, invalid, unavailable
 from inference_stack.core.seams import SystemClock
 from inference_stack.frontend.load import load_frontend
 from inference_stack.gateway.app import create_app
-from inference_stack.gateway.context import Gateway
 from inference_stack.gateway.dispatch import Dispatcher
 from inference_stack.gateway.observer import MetricsObserver
 from inference_stack.node.agent import NodeAgent
@@ -36,7 +35,6 @@ from inference_stack.telemetry.metrics import Metrics
 from inference_stack.wire.memory import memory_pair
 from inference_stack.wire.messages import NodeState
 
-DRAIN_LOOK_SECONDS = 0.05
 WORKER_STOP_SECONDS = 2.0
 
 
@@ -84,22 +82,6 @@ class Announcer:
         self._console.print(f"serving [bold]{names}[/bold] at [bold]{self._url}/v1[/bold] (docs: {self._url}/docs)")
 
 
-class Server(uvicorn.Server):
-    """uvicorn with our shutdown: the first signal starts a drain, the second ends everything at once."""
-
-    def __init__(self, config: uvicorn.Config, on_signal: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._on_signal = on_signal
-        self._asked = False
-
-    def handle_exit(self, sig: int, frame: object) -> None:
-        """A signal arrived."""
-        if self._asked:
-            self.should_exit = self.force_exit = True
-        self._asked = True
-        self._on_signal()
-
-
 class Stack:
     """Gateway and node of one machine in one process."""
 
@@ -115,6 +97,7 @@ class Stack:
         self.dispatcher = Dispatcher(here, config.server, clock, MetricsObserver(self._metrics), self._on_state)
         self._agent = NodeAgent("local", self.config, there, clock, worker)
         self._listeners: list[Callable[[NodeState], None]] = []
+        self._stopping = False
 
     def on_state(self, listener: Callable[[NodeState], None]) -> None:
         """Tell `listener` of every change of the node."""
@@ -131,29 +114,29 @@ class Stack:
         return create_app(self.dispatcher, frontends, self.config.server, self._clock, self._metrics, self._log)
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Dispatcher, node and worker run inside."""
-        tasks = [asyncio.create_task(self.dispatcher.run()), asyncio.create_task(self._agent.run())]
-        await asyncio.sleep(0)  # the worker starts while the caller goes on
+    async def running(self, failed: Callable[[ErrorInfo], None]) -> AsyncIterator[None]:
+        """Dispatcher, node and worker run inside; `failed` is called should one of them end by itself."""
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and not self._stopping:
+                self._log.error("%s ended", task.get_name(), exc_info=task.exception())
+                failed(unavailable(f"The {task.get_name()} ended.").info)
+
+        tasks = [
+            asyncio.create_task(self.dispatcher.run(), name="dispatcher"),
+            asyncio.create_task(self._agent.run(), name="node"),
+        ]
+        for task in tasks:
+            task.add_done_callback(ended)
+        await asyncio.sleep(0)  # the worker gets its configuration while the caller goes on
         try:
             yield
         finally:
+            self._stopping = True
             await self._agent.stop(WORKER_STOP_SECONDS)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def drain(server: Server, dispatcher: Dispatcher, gateway: Gateway, seconds: float) -> None:
-    """Refuse new requests, let streams finish for up to `seconds`, end the rest with an error, then stop the server."""
-    gateway.begin_drain()
-    try:
-        async with asyncio.timeout(seconds):
-            while not dispatcher.idle:
-                await asyncio.sleep(DRAIN_LOOK_SECONDS)
-    except TimeoutError:
-        dispatcher.fail_remaining(unavailable("The server is shutting down.").info)
-    server.should_exit = True
 
 
 def listen(config: Config) -> socket.socket:
@@ -166,8 +149,8 @@ def listen(config: Config) -> socket.socket:
         raise invalid(f"cannot listen on {host} port {port}: {error.strerror}; choose another with --port") from error
 
 
-async def serve(config: Config, console: Console, worker: Spawned) -> int:
-    """Serve until a signal ends it; the process's exit status. Raises `InferenceError` when it cannot start.
+async def serve(config: Config, console: Console, worker: Spawned) -> None:
+    """Serve until a signal ends it. Raises `InferenceError` when it cannot start, or cannot go on.
 
     `worker` was spawned ahead, and has been importing its libraries since.
     """
@@ -179,34 +162,7 @@ async def serve(config: Config, console: Console, worker: Spawned) -> int:
         stack = Stack(config, files, clock, log, worker)
         url = f"http://{config.server.host}:{sock.getsockname()[1]}"
         stack.on_state(Announcer(console, clock, started, url))
-        async with stack.running():
-            return await _serve_http(stack, sock)
-
-
-async def _serve_http(stack: Stack, sock: socket.socket) -> int:
-    loop = asyncio.get_running_loop()
-    app = stack.app()
-    tasks: set[asyncio.Task[None]] = set()
-    status = 0
-
-    def on_signal() -> None:
-        loop.call_soon_threadsafe(begin_drain)
-
-    def begin_drain() -> None:
-        seconds = stack.config.server.drain_seconds
-        tasks.add(loop.create_task(drain(server, stack.dispatcher, app.state.gateway, seconds)))
-
-    def give_up(state: NodeState) -> None:
-        nonlocal status
-        if state.error is not None and not stack.dispatcher.models():
-            status = 1
-            server.should_exit = True
-
-    settings = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", server_header=False)
-    server = Server(settings, on_signal)
-    stack.on_state(give_up)
-    await server.serve(sockets=[sock])
-    await asyncio.gather(*tasks)
-    if status:
-        raise InferenceError(stack.dispatcher.nodes()[0].error or unavailable("the worker failed").info)
-    return status
+        server = GatewayServer(stack.app, stack.dispatcher, config.server.drain_seconds)
+        stack.on_state(server.watch)
+        async with stack.running(server.fail):
+            await server.run(sock)

@@ -53,7 +53,7 @@ def serve(settings: list[Given], models: Models = None, config: ConfigFile = Non
     """Serve models on an OpenAI-compatible endpoint until interrupted."""
     from inference_stack.cli.serve import serve_models
 
-    raise typer.Exit(serve_models(_configure(config, models, settings)))
+    serve_models(_configure(config, models, settings))
 
 
 @app.command()

@@ -8,8 +8,8 @@ from inference_stack.config.tree import Config
 from inference_stack.core.errors import invalid
 
 
-def serve_models(config: Config) -> int:
-    """Serve until interrupted; the process's exit status. Raises `InferenceError` when no model is named."""
+def serve_models(config: Config) -> None:
+    """Serve until interrupted. Raises `InferenceError` when it cannot."""
     if not config.models:
         raise invalid("no model is named; for example: istack serve smollm2", param="models", code="invalid_config")
     from inference_stack.node.spawn import spawn
@@ -21,4 +21,4 @@ def serve_models(config: Config) -> int:
     from inference_stack.cli.compose import serve
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(serve(config, Console(stderr=True), worker))
+        runner.run(serve(config, Console(stderr=True), worker))

@@ -6,14 +6,13 @@ Steady traffic: prompts of 16 to 512 tokens, answers of 32 to 480; whenever a re
 sharing a 256-token prefix, all with deadlines, with prompt chunks mixed into decode steps. Nothing runs a model: results are
 made up, and making them is not measured.
 Bar: at 256 running, median ≤ 500 µs and p99 ≤ 1500 µs. Each row is the best of a few repetitions, because other processes
-on the machine only ever add; the load average is recorded. The collector is tuned as a serving process should tune it:
-what is long-lived is frozen, and young collections are rare, since nothing here makes cycles.
+on the machine only ever add; the load average is recorded. The garbage collector is tuned by the
+function that the worker calls after start-up.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import platform
@@ -31,6 +30,7 @@ import numpy as np
 from inference_stack.core.kv_spec import KvGroupSpec
 from inference_stack.core.request import Continuation, Qos, Request, SamplingParams
 from inference_stack.core.step import IntArray, StepPlan, StepResult
+from inference_stack.engine.worker import tune_collector
 from inference_stack.kv.manager import KvManager
 from inference_stack.kv.slabs import ArenaGeometry, SlabPool
 from inference_stack.scheduler.limits import SchedulerLimits
@@ -133,9 +133,7 @@ def measure(running: int, lag: int, steps: int) -> dict[str, float]:
     load = Load(running=running, lag=lag, rng=random.Random(7))
     for _ in range(400):
         load.step()
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
+    tune_collector()
     spent, cpu = np.array([load.step() for _ in range(steps)]).T * 1e6
     stats = load.scheduler.stats()
     load.scheduler.check()

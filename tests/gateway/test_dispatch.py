@@ -120,13 +120,14 @@ async def test_what_was_told_once_is_not_told_again() -> None:
     async with house() as h:
         flight = h.dispatcher.submit(request())
         (first,) = await h.dispatched()
-        await h.emit(first, 3, cached_tokens=0, prompt_logprobs=entry)
+        await h.emit(first, 3, cached_tokens=0, queue_seconds=0.5, prompt_logprobs=entry)
         await h.die(first)
         (second,) = await h.dispatched()
         assert second.continuation.params.prompt_logprobs is None
-        await h.emit(second, 4, cached_tokens=2, finish=FinishReason.LENGTH)
+        await h.emit(second, 4, cached_tokens=2, queue_seconds=0.0, finish=FinishReason.LENGTH)
         deltas = [delta async for delta in flight]
         assert [d.cached_tokens for d in deltas if d.cached_tokens is not None] == [0]
+        assert [d.queue_seconds for d in deltas if d.queue_seconds is not None] == [0.5]
 
 
 async def test_prompt_logprobs_that_were_lost_are_asked_again() -> None:

@@ -31,6 +31,11 @@ def plan_of(world: World) -> StepPlan:
     return plan
 
 
+def one_token_each(plan: StepPlan) -> StepResult:
+    counts = (plan.samples > 0).astype("int32")
+    return StepResult(step=plan.step, model=plan.model, tokens=counts[:, None] * 8 - 1, counts=counts)
+
+
 def run(world: World, *requests: Request) -> dict[str, FinishReason]:
     model = world.models[0]
     for each in requests:
@@ -155,6 +160,30 @@ def test_cached_tokens_are_told_once() -> None:
         plan_of(world)
         told += [delta.cached_tokens for delta in world.models[0].retire(world.now)]
     assert told[0] == 96 and set(told[1:]) == {None}
+
+
+def test_time_in_the_queue_is_told_with_the_first_token() -> None:
+    world = one_model()
+    scheduler = world.models[0].scheduler
+    arrived = replace(request("r", 20, max_tokens=3), arrival=1.0)
+    scheduler.add(arrived, 1.5)
+    told = []
+    now = 3.0
+    while scheduler.has_work:
+        plan = scheduler.plan(now)
+        now += 1.0
+        if plan is not None:
+            told += [delta.queue_seconds for delta in scheduler.advance(one_token_each(plan), now)]
+    assert told == [2.0, None, None]
+
+
+def test_a_continuation_says_nothing_of_the_queue() -> None:
+    scheduler = one_model().models[0].scheduler
+    resumed = request("r", 20, max_tokens=3)
+    scheduler.add(replace(resumed, continuation=replace(resumed.continuation, emitted=(5,))), 0.0)
+    plan = scheduler.plan(1.0)
+    assert plan is not None
+    assert [delta.queue_seconds for delta in scheduler.advance(one_token_each(plan), 2.0)] == [None]
 
 
 def test_prompt_logprobs_take_nothing_from_the_cache() -> None:

@@ -41,7 +41,7 @@ class Case:
             arrival=100.0,
         )
 
-    def at(self, time: float, tokens: int = 0, **fields: int) -> None:
+    def at(self, time: float, tokens: int = 0, **fields: float) -> None:
         self.clock.time = time
         self.account.news(TokenDelta(request_id="c-0", tokens=(1,) * tokens, **fields), tokens)  # type: ignore[arg-type]
 
@@ -49,10 +49,9 @@ class Case:
         return self.metrics.registry.get_sample_value(f"inference_stack_{name}", {"model": "m"})
 
 
-def test_times_are_split_at_the_first_news_and_the_first_token() -> None:
+def test_times_are_split_at_the_first_schedule_and_the_first_token() -> None:
     case = Case()
-    case.at(101.0, cached_tokens=4)
-    case.at(103.0, 1)
+    case.at(103.0, 1, cached_tokens=4, queue_seconds=1.0)
     case.at(104.0, 1)
     case.clock.time = 106.0
     case.account.close("stop")
@@ -64,7 +63,14 @@ def test_times_are_split_at_the_first_news_and_the_first_token() -> None:
     assert case.total("request_seconds_sum") == 6.0
 
 
-def test_without_news_before_the_first_token_no_split_is_made_up() -> None:
+def test_queueing_is_counted_once() -> None:
+    case = Case()
+    case.at(103.0, 1, queue_seconds=1.0)
+    case.at(104.0, 1)
+    assert case.total("queue_seconds_count") == case.total("prefill_seconds_count") == 1
+
+
+def test_without_word_of_the_queue_no_split_is_made_up() -> None:
     case = Case()
     case.at(103.0, 1)
     assert case.total("time_to_first_token_seconds_sum") == 3.0

@@ -120,7 +120,8 @@ class TokenDelta:
 
     Treat as immutable. One is made per row and step, so it is neither frozen nor keyword-only: either would double its cost.
     `cached_tokens` (prefix hit) and `prompt_logprobs` (all positions but the first) come once, with the first delta that
-    knows them. A delta with `finish` is the request's last; `error` explains `FinishReason.ERROR`.
+    knows them. `queue_seconds`, from the request's arrival until it was first scheduled, comes with `cached_tokens` unless a
+    token had been emitted before. A delta with `finish` is the request's last; `error` explains `FinishReason.ERROR`.
     """
 
     request_id: str
@@ -131,3 +132,4 @@ class TokenDelta:
     cached_tokens: int | None = None
     finish: FinishReason | None = None
     error: ErrorInfo | None = None
+    queue_seconds: float | None = None

@@ -63,7 +63,7 @@ class Flight:
             self.deaths = 0
             self.emitted.extend(delta.tokens)
         if self._cached_known and delta.cached_tokens is not None:
-            delta = replace(delta, cached_tokens=None)
+            delta = replace(delta, cached_tokens=None, queue_seconds=None)
         self._cached_known |= delta.cached_tokens is not None
         self._prompt_scored |= delta.prompt_logprobs is not None
         self._push(delta)

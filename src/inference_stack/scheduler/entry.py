@@ -21,7 +21,8 @@ FOREVER: Final = 1 << 62
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """`tokens` are the known tokens; while it runs the latest may be in the slot table alone. The completion ends when they number `limit`, or at a stop from index `stops_from` on.
+    """`tokens` are the known tokens; while it runs the latest may be in the slot table alone. The completion ends when they
+    number `limit`, or at a stop from index `stops_from` on.
 
     ignore_until   rows of steps up to this one say nothing about this entry any more
     resume_after   a preempted entry resumes when this step has retired: its tokens in flight have arrived then
@@ -51,6 +52,7 @@ class Entry:
     leads: int = 0
     special_stops: bool = False
     cached_tokens: int | None = None
+    queue_seconds: float | None = None
     told_cached: bool = False
     prompt_logprobs: dict[int, TokenLogprob] | None = None
 

@@ -52,7 +52,7 @@ class Planner:
         if state.flights and state.running and state.running[0].cornered:
             return None
         self._displace()
-        rows = Rows(len(state.kv.groups))
+        rows = Rows(len(state.kv.groups), now)
         budget = self._running_rows(rows)
         self._admit_waiting(rows, budget)
         return launch(rows, state) if len(rows) else None
@@ -275,6 +275,8 @@ class Planner:
         state.start(entry, computed)
         if entry.cached_tokens is None:
             entry.cached_tokens = computed
+            if len(entry.tokens) == entry.prompt_len:
+                entry.queue_seconds = max(0.0, rows.now - entry.request.arrival)
             state.counters.prompt_tokens += entry.prompt_len
             state.counters.prefix_queries += entry.prompt_len
             state.counters.prefix_hits += computed

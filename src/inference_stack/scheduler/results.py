@@ -126,6 +126,7 @@ class Results:
                 prompt_logprobs=prompt_logprobs,
                 cached_tokens=None if entry.told_cached else entry.cached_tokens,
                 finish=finish,
+                queue_seconds=None if entry.told_cached else entry.queue_seconds,
             )
         )
         entry.told_cached = True

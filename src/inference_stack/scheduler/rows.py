@@ -18,9 +18,11 @@ _NO_NEWS = BlockDelta()
 
 
 class Rows:
-    """The rows of one step: decode rows first, then prompt chunks. `starved`: a running request found no memory."""
+    """The rows of the step planned at `now`: decode rows first, then prompt chunks. `starved`: a running request found no
+    memory."""
 
-    def __init__(self, groups: int) -> None:
+    def __init__(self, groups: int, now: float) -> None:
+        self.now = now
         self.new: list[NewSlot] = []
         self.starved = False
         self._decoding: list[Entry] = []

@@ -43,8 +43,7 @@ class Account:
         self.last_token: float | None = None
         self.closed = False
         self._attempt = 0
-        # Without word from the engine before the first token, queueing and prefill cannot be told apart: neither is counted.
-        self._split_known = False
+        self._queue_seconds: float | None = None
         self._model.in_flight.inc()
 
     def news(self, delta: TokenDelta, tokens: int) -> None:
@@ -53,9 +52,9 @@ class Account:
         if self.started is None:
             self.started = now
             self._model.prompt_tokens.inc(self.prompt_tokens)
-            self._split_known = not tokens
-            if self._split_known:
-                self._model.queue.observe(now - self.arrival)
+        if delta.queue_seconds is not None:
+            self._queue_seconds = delta.queue_seconds
+            self._model.queue.observe(delta.queue_seconds)
         if delta.attempt > self._attempt:
             self.attempts += 1
             self._attempt = delta.attempt
@@ -68,8 +67,9 @@ class Account:
         if self.last_token is None:
             self.first_token = now
             self._model.ttft.observe(now - self.arrival)
-            if self._split_known and self.started is not None:
-                self._model.prefill.observe(now - self.started)
+            # Without word from the engine, queueing and prefill cannot be told apart: neither is counted.
+            if self._queue_seconds is not None:
+                self._model.prefill.observe(max(0.0, now - self.arrival - self._queue_seconds))
             gaps = tokens - 1
         else:
             for _ in range(tokens):

@@ -128,10 +128,10 @@ class Metrics:
         self.ttft = self._histogram("time_to_first_token_seconds", "From arrival to the first token.", LATENCY)
         self.itl = self._histogram("inter_token_latency_seconds", "Between tokens of a completion.", TOKEN_GAP)
         self.e2e = self._histogram("request_seconds", "From arrival to the end of a completion.", LATENCY)
-        self.queue = self._histogram(
-            "queue_seconds", "From arrival to the engine's first news of a completion.", LATENCY
+        self.queue = self._histogram("queue_seconds", "From arrival until a completion was first scheduled.", LATENCY)
+        self.prefill = self._histogram(
+            "prefill_seconds", "From when a completion was first scheduled to its first token.", LATENCY
         )
-        self.prefill = self._histogram("prefill_seconds", "From the engine's first news to the first token.", LATENCY)
         self.decode = self._histogram("decode_seconds", "From the first token to the last.", LATENCY)
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of completions that started.", "model")
         self.generation_tokens = self._counter("generation_tokens", "Tokens generated for clients.", "model")

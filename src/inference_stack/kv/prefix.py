@@ -51,13 +51,15 @@ class BlockHasher:
 
     def extend(self, names: list[bytes], root: bytes, tokens: array[int], start: int, end: int) -> list[Named]:
         """Blocks `start` … `end`-1 of `tokens`. `names` holds the names known so far, and learns those that are not."""
-        blocks = []
         parent = names[start - 1] if start else root
+        blocks = []
         for index in range(start, end):
             content = tokens[index * BLOCK_TOKENS : (index + 1) * BLOCK_TOKENS].tobytes()
-            if index == len(names):
-                names.append(self.block(parent, content))
-            name = names[index]
+            if index < len(names):
+                name = names[index]
+            else:
+                name = self.block(parent, content)
+                names.append(name)
             blocks.append((name, parent, content))
             parent = name
         return blocks

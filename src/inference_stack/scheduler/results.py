@@ -15,6 +15,7 @@ from inference_stack.core.step import IntArray, StepResult, TokenDelta, TokenLog
 from inference_stack.policy.step_time import StepTimeFit
 from inference_stack.scheduler.entry import NO_SLOT, Entry
 from inference_stack.scheduler.state import Flight, State
+from inference_stack.scheduler.table import unroll
 
 
 class Results:
@@ -35,9 +36,9 @@ class Results:
         state.kv.retire(flight.step)
         state.table.retire(flight.step)
         counts = result.counts
-        short = state.table.settle(flight.slots, flight.samples, counts)
+        known, short = state.table.settle(flight.slots, flight.samples, counts)
         retired = flight.start + flight.num_tokens - short
-        ended = self._tokens(flight, result, retired)
+        ended = self._tokens(flight, result, known, retired)
         self._publish(flight, retired)
         for entry in ended:
             state.leave(entry)
@@ -47,15 +48,15 @@ class Results:
 
     # -- tokens
 
-    def _tokens(self, flight: Flight, result: StepResult, retired: IntArray) -> list[Entry]:
+    def _tokens(self, flight: Flight, result: StepResult, known: IntArray, retired: IntArray) -> list[Entry]:
         """Append every row's tokens and tell them; returns whose completion ended.
 
         Rows that give one token which ends nothing are nearly all rows: they are told apart by columns, and kept cheap.
         """
         sampled = result.tokens[:, 0]
-        fast = self._uneventful(flight, result, sampled)
+        fast = self._uneventful(flight, result, known, sampled)
         table, slots, tokens = self._state.table, flight.slots[fast], sampled[fast]
-        table.keep(slots, tokens)
+        table.keep(slots, known[fast], tokens)
         who = slots.tolist()
         ids, attempts = map(table.ids.__getitem__, who), map(table.attempts.__getitem__, who)
         self._state.deltas += map(TokenDelta, ids, attempts, zip(tokens.tolist(), strict=True))
@@ -66,14 +67,14 @@ class Results:
             if self._row(row, flight.entries[row], result, flight, int(retired[row]))
         ]
 
-    def _uneventful(self, flight: Flight, result: StepResult, sampled: IntArray) -> npt.NDArray[np.bool_]:
+    def _uneventful(
+        self, flight: Flight, result: StepResult, known: IntArray, sampled: IntArray
+    ) -> npt.NDArray[np.bool_]:
         """Rows with exactly one token that ends nothing, of requests that expect just that."""
         if result.errors or result.logprobs or result.prompt_logprobs:
             return np.zeros(len(sampled), np.bool_)
         table, slots = self._state.table, flight.slots
-        fast: npt.NDArray[np.bool_] = (
-            table.plain.take(slots) & (result.counts == 1) & (table.known.take(slots) < table.limit.take(slots))
-        )
+        fast: npt.NDArray[np.bool_] = table.plain.take(slots) & (result.counts == 1) & (known < table.limit.take(slots))
         for eos in self._state.limits.eos_tokens:
             fast &= sampled != eos
         return fast
@@ -152,13 +153,18 @@ class Results:
         state = self._state
         full: IntArray = retired // BLOCK_TOKENS
         crossed = (full > state.table.published.take(flight.slots)).nonzero()[0]
-        columns = (crossed, flight.slots[crossed], full[crossed], retired[crossed])
+        slots = flight.slots[crossed]
+        columns = (crossed, slots, full[crossed], retired[crossed])
         rows = []
-        for row, slot, blocks, computed in zip(*(column.tolist() for column in columns), strict=True):
+        for row, slot, blocks, computed, known, recent in zip(
+            *(column.tolist() for column in columns), *state.table.kept_by(slots), strict=True
+        ):
             entry = flight.entries[row]
             if entry.slot == slot and flight.step > entry.ignore_until:
-                state.catch_up(entry)
-                rows.append((entry, entry.sequence.published, min(blocks, len(entry.tokens) // BLOCK_TOKENS), computed))
+                have = len(entry.tokens)
+                if known > have:
+                    entry.tokens.frombytes(unroll(recent, have, known))
+                rows.append((entry, entry.sequence.published, min(blocks, known // BLOCK_TOKENS), computed))
         state.kv.publish([(entry.sequence, entry.tokens, full) for entry, _, full, _ in rows])
         for entry, before, _, computed in rows:
             if state.kv.windowed:

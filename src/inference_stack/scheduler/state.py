@@ -25,7 +25,7 @@ from inference_stack.kv.manager import KvManager
 from inference_stack.policy.ordering import OrderingPolicy
 from inference_stack.scheduler.entry import FOREVER, NO_SLOT, Entry
 from inference_stack.scheduler.limits import SchedulerLimits
-from inference_stack.scheduler.table import SlotTable
+from inference_stack.scheduler.table import SlotTable, unroll
 
 _rank = attrgetter("rank")
 
@@ -156,7 +156,7 @@ class State:
         slot, have = entry.slot, len(entry.tokens)
         known = int(self.table.known[slot]) - but
         if known > have:
-            entry.tokens.frombytes(self.table.kept(slot, have, known))
+            entry.tokens.frombytes(unroll(self.table.recent[slot].tobytes(), have, known))
 
     def published(self, entry: Entry, before: int) -> None:
         """Blocks from `before` on were published: those who wait for them may look again."""

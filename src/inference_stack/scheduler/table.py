@@ -17,11 +17,20 @@ steps in flight may still write there without harm.
 from __future__ import annotations
 
 from collections import deque
+from typing import Final
 
 import numpy as np
 
 from inference_stack.core.request import BLOCK_TOKENS
 from inference_stack.core.step import IntArray
+
+ROW_BYTES: Final = 4 * BLOCK_TOKENS
+
+
+def unroll(row: bytes, start: int, end: int) -> bytes:
+    """Tokens `start` … `end`-1, packed, from a row that holds the latest 16 by position modulo 16."""
+    first = 4 * (start % BLOCK_TOKENS)
+    return (row + row)[first : first + 4 * (end - start)]
 
 
 class SlotTable:
@@ -31,7 +40,8 @@ class SlotTable:
         self.size = size
         self.computed, self.known, self.total, self.limit, self.capacity, self.published = np.zeros((6, size), np.int32)
         self.plain = np.zeros(size, np.bool_)
-        self.recent = np.zeros(size * BLOCK_TOKENS, np.int32)
+        self.recent = np.zeros((size, BLOCK_TOKENS), np.int32)
+        self._recent_flat = self.recent.reshape(-1)
         self.ids = [""] * size
         self.attempts = [0] * size
         self._free = list(range(size - 1, -1, -1))
@@ -101,21 +111,22 @@ class SlotTable:
         self.computed[slots] = end
         self.total[slots] += samples
 
-    def keep(self, slots: IntArray, tokens: IntArray) -> None:
-        """The last known token of each of these slots."""
-        self.recent[slots * BLOCK_TOKENS + (self.known.take(slots) - 1) % BLOCK_TOKENS] = tokens
+    def keep(self, slots: IntArray, known: IntArray, tokens: IntArray) -> None:
+        """The last of the `known` tokens of each of these slots."""
+        self._recent_flat[slots * BLOCK_TOKENS + ((known - 1) & (BLOCK_TOKENS - 1))] = tokens
 
-    def kept(self, slot: int, start: int, end: int) -> bytes:
-        """Tokens `start` … `end`-1 of a slot, packed. They are among the latest 16."""
-        row = self.recent[slot * BLOCK_TOKENS : (slot + 1) * BLOCK_TOKENS].tobytes() * 2
-        first = start % BLOCK_TOKENS
-        return row[4 * first : 4 * (first + end - start)]
+    def kept_by(self, slots: IntArray) -> tuple[list[int], list[bytes]]:
+        """Known tokens of each of these slots, and its row of `recent`, packed: `unroll` reads it."""
+        rows = self.recent.take(slots, axis=0).tobytes()
+        return self.known.take(slots).tolist(), [rows[at : at + ROW_BYTES] for at in range(0, len(rows), ROW_BYTES)]
 
-    def settle(self, slots: IntArray, samples: IntArray, counts: IntArray) -> IntArray:
-        """That step's results: `counts` of the `samples` are real. Returns how many fell short; their KV is void."""
+    def settle(self, slots: IntArray, samples: IntArray, counts: IntArray) -> tuple[IntArray, IntArray]:
+        """That step's results: `counts` of the `samples` are real. Returns how many tokens are known, and how many fell
+        short; the KV of the latter is void."""
         short: IntArray = samples - counts
-        self.known[slots] += counts
+        known = self.known.take(slots) + counts
+        self.known[slots] = known
         if np.count_nonzero(short):
             self.total[slots] -= short
             self.computed[slots] -= short
-        return short
+        return known, short

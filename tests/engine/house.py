@@ -14,6 +14,7 @@ from inference_stack.core.seams import SystemClock
 from inference_stack.core.step import TokenDelta, TokenLogprob
 from inference_stack.engine.core import EngineCore
 from inference_stack.engine.startup import Startup
+from inference_stack.telemetry.startup import Account
 from inference_stack.wire.messages import Ready
 from tests.models.tiny import VOCAB, make
 
@@ -88,7 +89,7 @@ def engine(*models: Path, **settings: Any) -> Engine:
         node=NodeConfig(threads=1),
     )
     clock = SystemClock()
-    return Engine(*Startup(config, clock, clock.now()).run())
+    return Engine(*Startup(config, clock, Account(clock, clock.now())).run())
 
 
 def request(

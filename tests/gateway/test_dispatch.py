@@ -178,6 +178,22 @@ async def test_after_three_deaths_a_suspect_runs_alone() -> None:
         assert other.id == "a" and not other.isolated
 
 
+async def test_a_request_acquitted_alone_may_die_again() -> None:
+    async with house() as h:
+        flight = h.dispatcher.submit(request())
+        for _ in range(3):
+            (attempt,) = await h.dispatched()
+            await h.die(attempt)
+        (alone,) = await h.dispatched()
+        assert alone.isolated
+        await h.emit(alone, 1)
+        await h.die(alone)
+        (attempt,) = await h.dispatched()
+        assert not attempt.isolated
+        await h.emit(attempt, 2, finish=FinishReason.STOP)
+        assert (await read(flight))[0] == [1, 2]
+
+
 async def test_a_request_that_kills_a_worker_alone_is_given_up() -> None:
     async with house() as h:
         flight = h.dispatcher.submit(request())

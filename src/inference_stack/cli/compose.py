@@ -32,20 +32,11 @@ from inference_stack.node.agent import NodeAgent
 from inference_stack.node.spawn import Spawned
 from inference_stack.telemetry.logs import set_up_logs
 from inference_stack.telemetry.metrics import Metrics
+from inference_stack.telemetry.startup import process_start
 from inference_stack.wire.memory import memory_pair
 from inference_stack.wire.messages import NodeState
 
 WORKER_STOP_SECONDS = 2.0
-
-
-def process_start(clock: SystemClock) -> float:
-    """When this process began, on the monotonic clock."""
-    try:
-        with open("/proc/self/stat") as stat:
-            ticks = int(stat.read().rpartition(")")[2].split()[19])
-    except OSError:
-        return clock.now()
-    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def placed(config: Config, files: list[ModelFiles]) -> Config:
@@ -76,7 +67,7 @@ class Announcer:
         self._told = True
         worker = state.ledgers[0]
         total = self._clock.now() - self._started
-        before = ("gateway, until its worker began", total - worker.total_seconds)
+        before = ("gateway, until its worker began", process_start(self._clock, state.workers[0].pid) - self._started)
         print_ledger(self._console, replace(worker, stages=(before, *worker.stages), total_seconds=total))
         names = ", ".join(model.name for model in state.models)
         self._console.print(f"serving [bold]{names}[/bold] at [bold]{self._url}/v1[/bold] (docs: {self._url}/docs)")
@@ -155,7 +146,7 @@ async def serve(config: Config, console: Console, worker: Spawned) -> None:
     `worker` was spawned ahead, and has been importing its libraries since.
     """
     clock = SystemClock()
-    started = process_start(clock)
+    started = process_start(clock, os.getpid())
     log = set_up_logs(config.log.level, config.log.json, sys.stderr)
     files = fetch([entry.model for entry in config.models], config.cache_dir)
     with listen(config) as sock:

@@ -14,6 +14,8 @@ from inference_stack.gateway.dispatch import Dispatcher
 from inference_stack.wire.messages import NodeState
 
 DRAIN_LOOK_SECONDS = 0.05
+GOODBYE_SECONDS = 2
+"""How long connections may take to close once every stream has ended: a client that does not read is not waited for."""
 
 
 class GatewayServer:
@@ -29,28 +31,39 @@ class GatewayServer:
     async def run(self, sock: socket.socket) -> None:
         """Serve on a listening socket. Raises `InferenceError` when it ended because of a failure."""
         app = self._build()
-        settings = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", server_header=False)
-        async with asyncio.TaskGroup() as tasks:
-            loop = asyncio.get_running_loop()
+        settings = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            server_header=False,
+            timeout_graceful_shutdown=GOODBYE_SECONDS,
+        )
+        loop = asyncio.get_running_loop()
+        draining: list[asyncio.Task[None]] = []
 
-            def begin_drain() -> None:
-                app.state.gateway.begin_drain()
-                tasks.create_task(self._drain())
+        def begin_drain() -> None:
+            app.state.gateway.begin_drain()
+            draining.append(loop.create_task(self._drain()))
 
-            self._http = _Uvicorn(settings, lambda: loop.call_soon_threadsafe(begin_drain))
-            self._http.should_exit = self._failure is not None
-            await self._http.serve(sockets=[sock])
+        self._http = _Uvicorn(settings, lambda: loop.call_soon_threadsafe(begin_drain))
+        self._http.should_exit = self._failure is not None
+        await self._http.serve(sockets=[sock])
+        for task in draining:
+            task.cancel()
+        await asyncio.gather(*draining, return_exceptions=True)
         if self._failure is not None:
             raise InferenceError(self._failure)
 
     def watch(self, state: NodeState) -> None:
-        """A node that gave up before it ever served has nothing to wait for."""
-        if state.error is not None and not self._dispatcher.models():
+        """A node that gave up is all there is: whoever supervises this process should know."""
+        if state.error is not None:
             self.fail(state.error)
 
     def fail(self, error: ErrorInfo) -> None:
-        """End the server because of `error`."""
+        """End every stream and the server because of `error`."""
         self._failure = error
+        self._dispatcher.fail_remaining(error)
         if self._http is not None:
             self._http.should_exit = True
 

@@ -59,7 +59,7 @@ class NodeConfig:
 
     threads: int = knob(0, "CPU threads of a worker; 0 uses every core this process may run on.", low=0)
     heartbeat_seconds: float = knob(
-        5.0, "A worker silent for this long is taken for hung, killed and replaced.", low=0.1
+        5.0, "A worker silent for this long is taken for hung, killed and replaced.", low=1.0
     )
     step_seconds: float = knob(60.0, "A worker whose step lasts longer than this is taken for hung.", low=0.1)
     start_seconds: float = knob(600.0, "A worker that is not ready after this long has failed.", low=0.1)

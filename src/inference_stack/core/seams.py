@@ -6,6 +6,7 @@ outside an implementation of one of them. The simulator implements `Clock`, `Lin
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar
@@ -27,6 +28,10 @@ class Clock(Protocol):
         """Seconds since the Unix epoch, for timestamps shown to people."""
         ...
 
+    async def sleep(self, seconds: float) -> None:
+        """Let this much of the clock's time pass."""
+        ...
+
 
 class SystemClock:
     """The machine's clocks."""
@@ -36,6 +41,9 @@ class SystemClock:
 
     def wall(self) -> float:
         return time.time()
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
 
 
 class LinkClosed(Exception):

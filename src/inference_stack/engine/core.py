@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from inference_stack.core.errors import InferenceError, model_not_found
+from inference_stack.core.errors import InferenceError, invalid, model_not_found
 from inference_stack.core.request import FinishReason, Request
 from inference_stack.core.seams import Clock, InFlightStep, Runner
 from inference_stack.core.stats import InstanceStats
@@ -22,6 +22,7 @@ class Instance:
     """One served model: its scheduler, its runner, and the steps between them."""
 
     name: str
+    vocab_size: int
     scheduler: Scheduler
     runner: Runner
     in_flight: deque[InFlightStep] = field(default_factory=deque)
@@ -31,6 +32,15 @@ class Instance:
     def busy(self) -> bool:
         """Whether a step would do anything."""
         return bool(self.in_flight) or self.scheduler.has_work
+
+
+def _check_content(request: Request, instance: Instance) -> None:
+    """Raises `InferenceError` for what the model does not have: it must not reach a kernel."""
+    known = (*request.continuation.prompt, *request.continuation.emitted)
+    if known and not 0 <= min(known) <= max(known) < instance.vocab_size:
+        raise invalid(f"Token ids must be from 0 to {instance.vocab_size - 1}.", param="prompt", code="invalid_token")
+    if request.adapter:
+        raise invalid(f"There is no adapter `{request.adapter}` here.", param="model", code="adapter_not_found")
 
 
 class EngineCore:
@@ -55,6 +65,7 @@ class EngineCore:
             instance = self._instances.get(request.model)
             if instance is None:
                 raise model_not_found(request.model)
+            _check_content(request, instance)
             instance.scheduler.add(request, self._clock.now())
             self._owner[request.id] = instance
         except InferenceError as error:

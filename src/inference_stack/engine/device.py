@@ -53,6 +53,15 @@ def _available() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
 
 
+def _reclaimable() -> int:
+    """Bytes of the container's page cache that the kernel drops when memory is asked for, such as files read long ago."""
+    try:
+        lines = Path("/sys/fs/cgroup/memory.stat").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
+
+
 class CpuDevice:
     """A set of CPU cores and main memory."""
 
@@ -71,7 +80,7 @@ class CpuDevice:
         """Memory that can be taken without swapping, in bytes."""
         limit = _read_bytes("/sys/fs/cgroup/memory.max")
         used = _read_bytes("/sys/fs/cgroup/memory.current")
-        return min(_available(), limit - used if limit and used else sys.maxsize)
+        return min(_available(), limit - used + _reclaimable() if limit and used else sys.maxsize)
 
     def allocate(self, nbytes: int) -> Tensor:
         """Zeroed uint8 [nbytes], 64-byte aligned and written once, so that a lack of memory shows now and not mid-stream.

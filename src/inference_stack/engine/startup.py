@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from inference_stack.artifacts.catalogue import cache_folder
@@ -13,7 +12,6 @@ from inference_stack.config.tree import Config, ModelEntry
 from inference_stack.core.errors import invalid
 from inference_stack.core.kv_spec import KvGroupSpec
 from inference_stack.core.seams import Clock
-from inference_stack.core.stats import Ledger
 from inference_stack.engine.arena import Arena
 from inference_stack.engine.core import EngineCore, Instance
 from inference_stack.engine.device import CpuDevice
@@ -31,38 +29,11 @@ from inference_stack.ops.registry import build_ops
 from inference_stack.ops.workspace import Workspace
 from inference_stack.scheduler.limits import SchedulerLimits
 from inference_stack.scheduler.scheduler import Scheduler
+from inference_stack.telemetry.startup import Account
 from inference_stack.wire.messages import ModelInfo, Ready
 
-
-class Account:
-    """A ledger in the making. Stages are timed one after the other, from `started` (seconds on `clock`) on."""
-
-    def __init__(self, clock: Clock, started: float) -> None:
-        self._clock = clock
-        self._started = started
-        self._stages: list[tuple[str, float]] = []
-        self.memory: list[tuple[str, int]] = []
-        self.derived: dict[str, str] = {}
-
-    def began(self, name: str) -> None:
-        """Everything since `started` was stage `name`."""
-        self._stages.append((name, self._clock.now() - self._started))
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time what happens inside."""
-        began = self._clock.now()
-        yield
-        self._stages.append((name, self._clock.now() - began))
-
-    def close(self) -> Ledger:
-        """The finished ledger."""
-        return Ledger(
-            stages=tuple(self._stages),
-            total_seconds=self._clock.now() - self._started,
-            memory=tuple(self.memory),
-            derived=self.derived,
-        )
+SHORTEST_USEFUL = 4
+"""Tokens of the longest sequence below which serving makes no sense (and warming up is impossible)."""
 
 
 @dataclass(slots=True)
@@ -77,14 +48,13 @@ class Served:
 
 
 class Startup:
-    """Builds the engine of one device. `started` is when the process began, on `clock`."""
+    """Builds the engine of one device; `account` goes on from what the process did before."""
 
-    def __init__(self, config: Config, clock: Clock, started: float) -> None:
+    def __init__(self, config: Config, clock: Clock, account: Account) -> None:
         self._config = config
         self._engine = config.engine
         self._clock = clock
-        self._account = Account(clock, started)
-        self._account.began("worker: python and imports")
+        self._account = account
         self._device = CpuDevice(config.node.threads)
 
     def run(self) -> tuple[EngineCore, Ready]:
@@ -104,7 +74,7 @@ class Startup:
             [model.instance for model in served if model.instance], self._clock, self._engine.pipeline_depth
         )
         self._tell(served, arena, ops)
-        return core, Ready(models=models, ledger=account.close())
+        return core, Ready(models=models, ledger=account.close(), kv_memory=arena.geometry.arena_bytes)
 
     def _load(self, entry: ModelEntry, ops: BoundOps) -> Served:
         files = resolve(entry.model, cache_folder(self._config.cache_dir), offline=True)
@@ -129,8 +99,10 @@ class Startup:
     def _instance(self, served: Served, arena: Arena, slabs: SlabPool, ops: BoundOps) -> ModelInfo:
         kv = KvManager(served.name, served.groups, slabs, prefix_cache=self._engine.prefix_cache)
         longest = kv.capacity_tokens(served.longest)
-        if longest < 2:
-            raise invalid("KV memory holds no sequence of two tokens; raise --kv-memory", param="engine.kv_memory")
+        if longest < SHORTEST_USEFUL:
+            raise invalid(
+                f"KV memory holds no sequence of {SHORTEST_USEFUL} tokens; raise --kv-memory", param="engine.kv_memory"
+            )
         scheduler = Scheduler(self._limits(served, longest), kv)
         lease = arena.lease(served.groups)
         tables = SlotTables(self._device, self._engine.max_running, longest, lease.groups)
@@ -138,7 +110,7 @@ class Startup:
             served.loaded, ops, self._device, lease.layers(), tables, self._clock, self._engine.max_running
         )
         warm_up(runner, served.name, len(served.groups))
-        served.instance = Instance(served.name, scheduler, runner)
+        served.instance = Instance(served.name, served.loaded.model.vocab_size, scheduler, runner)
         self._account.memory.append((f"{served.name}: slot tables", tables.nbytes))
         return ModelInfo(
             name=served.name,

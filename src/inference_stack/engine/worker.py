@@ -20,7 +20,8 @@ import traceback
 from typing import TYPE_CHECKING
 
 from inference_stack.core.errors import SERVER_ERROR, ErrorInfo, InferenceError
-from inference_stack.core.seams import LinkClosed, SystemClock
+from inference_stack.core.seams import Clock, LinkClosed, SystemClock
+from inference_stack.telemetry.startup import Account, process_start
 from inference_stack.wire.channel import Channel
 from inference_stack.wire.deadlines import arrived
 from inference_stack.wire.messages import (
@@ -39,8 +40,8 @@ from inference_stack.wire.messages import (
 if TYPE_CHECKING:
     from inference_stack.engine.core import EngineCore
 
-HEARTBEATS_PER_LIMIT = 8
-"""A healthy worker beats this many times within the silence that would get it killed."""
+HEARTBEAT_SECONDS = 0.25
+"""Between two signs of life; well below the shortest silence that a node may take for death."""
 
 COLLECTOR_THRESHOLDS = (50_000, 20, 100)
 """Net new containers between collections of the youngest generation, and how many of those until the older ones' turn."""
@@ -49,12 +50,14 @@ COLLECTOR_THRESHOLDS = (50_000, 20, 100)
 class Worker:
     """The loop around an `EngineCore`."""
 
-    def __init__(self, core: EngineCore, channel: Channel, inbox: queue.SimpleQueue[ToWorker], check: bool) -> None:
+    def __init__(
+        self, core: EngineCore, channel: Channel, inbox: queue.SimpleQueue[ToWorker], clock: Clock, check: bool
+    ) -> None:
         self._core = core
         self._channel = channel
         self._inbox = inbox
         self._check = check
-        self._clock = SystemClock()
+        self._clock = clock
         self._draining = False
         self.busy = False
 
@@ -114,66 +117,64 @@ def tune_collector() -> None:
 
 
 def _read(channel: Channel, inbox: queue.SimpleQueue[ToWorker]) -> None:
-    """Reader thread. Without a node there is nothing to live for, even in the middle of a step."""
+    """Reader thread. Without a node there is nothing to live for, even in the middle of a step; a deaf worker must not live."""
     try:
         while True:
             inbox.put(channel.receive())
     except LinkClosed:
         os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
 
 
-def _beat(channel: Channel, worker: list[Worker], seconds: float) -> None:
+def _beat(channel: Channel, worker: list[Worker]) -> None:
     """Heartbeat thread. `worker` is empty until the models are loaded."""
-    stop = threading.Event()
+    never = threading.Event()
     try:
-        while not stop.wait(seconds):
+        while not never.wait(HEARTBEAT_SECONDS):
             beat = Heartbeat(steps=worker[0].steps, busy=worker[0].busy) if worker else Heartbeat(steps=0, busy=False)
             channel.send(beat)
     except LinkClosed:
         return
 
 
-def serve(channel: Channel, clock: SystemClock, started: float) -> None:
-    """A worker's life: hello, configuration, models, then the loop."""
+def serve(channel: Channel, clock: Clock, account: Account) -> None:
+    """A worker's life: hello, libraries, configuration, models, then the loop."""
     channel.send(Hello(wire_version=WIRE_VERSION, pid=os.getpid(), device="cpu"))
+    worker: list[Worker] = []
+    threading.Thread(target=_beat, args=(channel, worker), daemon=True).start()
     from inference_stack.config.tree import from_plain
     from inference_stack.engine.startup import Startup  # slow: torch
 
-    first = channel.receive()
+    account.began("worker: python and imports")
+    with account.stage("worker: waits for its configuration"):
+        first = channel.receive()
     if not isinstance(first, Configure):
         raise ValueError(f"expected Configure, got {type(first).__name__}")
     inbox: queue.SimpleQueue[ToWorker] = queue.SimpleQueue()
-    worker: list[Worker] = []
     threading.Thread(target=_read, args=(channel, inbox), daemon=True).start()
     config = from_plain(first.config)
-    pause = config.node.heartbeat_seconds / HEARTBEATS_PER_LIMIT
-    threading.Thread(target=_beat, args=(channel, worker, pause), daemon=True).start()
-    core, ready = Startup(config, clock, started).run()
-    worker.append(Worker(core, channel, inbox, config.engine.check_integrity))
+    core, ready = Startup(config, clock, account).run()
+    worker.append(Worker(core, channel, inbox, clock, config.engine.check_integrity))
     tune_collector()
     channel.send(ready)
     worker[0].run()
-
-
-def _process_start(clock: SystemClock) -> float:
-    """When this process began, on the monotonic clock: interpreter start-up belongs to the ledger too."""
-    try:
-        with open("/proc/self/stat") as stat:
-            ticks = int(stat.read().rpartition(")")[2].split()[19])
-    except OSError:
-        return clock.now()
-    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> int:
     """Entry of the worker process: `--fd` is an inherited, connected unix socket."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fd", type=int, required=True)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for the node, which drains us
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # sent to a whole process group they are for the node, which drains us
+        signal.signal(number, signal.SIG_IGN)
     clock = SystemClock()
     channel = Channel(socket.socket(fileno=parser.parse_args().fd))
     try:
-        serve(channel, clock, _process_start(clock))
+        serve(channel, clock, Account(clock, process_start(clock, os.getpid())))
     except LinkClosed:
         return 0
     except InferenceError as error:

@@ -18,7 +18,14 @@ from inference_stack.gateway.decode import UNSUPPORTED, unsupported
 from inference_stack.gateway.headers import qos
 from inference_stack.gateway.job import Job, check_size
 from inference_stack.gateway.logprobs import chat_logprobs, prompt_ranks
-from inference_stack.gateway.params import chat_budget, check_streaming, sampling_params, seed_of, text_options
+from inference_stack.gateway.params import (
+    chat_budget,
+    check_prompt,
+    check_streaming,
+    sampling_params,
+    seed_of,
+    text_options,
+)
 from inference_stack.gateway.render import MARKER, event, json_string, shown_finish, split_event
 from inference_stack.gateway.replies import (
     AnswerMessage,
@@ -38,9 +45,10 @@ async def chat_job(gateway: Gateway, body: ChatRequest, headers: Headers, reques
     model, frontend = gateway.served(body.model)
     _check(body)
     n = body.n or 1
-    check_size(gateway, 1, n)
+    check_size(gateway, model, 1, n)
     urgency = qos(headers, body.priority, arrival)
     prompt = await conversation(frontend, body.messages, chat_options(body), gateway.clock.wall())
+    check_prompt(prompt, model, "messages")
     budget = chat_budget(body, model, len(prompt))
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     return Job(
@@ -145,7 +153,7 @@ class ChatRenderer:
             system_fingerprint=job.model.numerics_id,
         )
         if job.params.prompt_logprobs is not None:
-            found = job.choices[0].prompt_logprobs
+            found = job.scored(job.choices[0])
             answer.prompt_logprobs = prompt_ranks(job.frontend.tokenizer, found, job.params.prompt_logprobs)
         if job.return_token_ids:
             answer.prompt_token_ids = list(job.prompts[0])

@@ -44,7 +44,7 @@ async def completion_job(
     _check(body)
     given = _prompts(body)
     n = body.n or 1
-    check_size(gateway, len(given), n)
+    check_size(gateway, model, len(given), n)
     urgency = qos(headers, body.priority, arrival)
     limit = completion_budget(body)
     prompts = [await _tokens(frontend, model, prompt, limit) for prompt in given]
@@ -183,7 +183,7 @@ class CompletionRenderer:
         prompt = self._job.prompts[choice.prompt_index]
         skip = self._job.options.skip_special_tokens
         tokenizer = self._job.frontend.tokenizer
-        return prompt_entries(tokenizer, prompt, choice.prompt_logprobs, skip_special_tokens=skip)[1]
+        return prompt_entries(tokenizer, prompt, self._job.scored(choice), skip_special_tokens=skip)[1]
 
     def _columns(self, entries: Sequence[TokenEntry]) -> TextLogprobs | None:
         wanted = self._job.params.logprobs
@@ -192,4 +192,4 @@ class CompletionRenderer:
     def _ranks(self, choice: Choice) -> PromptLogprobs | UnsetType:
         if self._ranked is None:
             return UNSET
-        return prompt_ranks(self._job.frontend.tokenizer, choice.prompt_logprobs, self._ranked)
+        return prompt_ranks(self._job.frontend.tokenizer, self._job.scored(choice), self._ranked)

@@ -20,6 +20,7 @@ from inference_stack.config.tree import ServerConfig
 from inference_stack.core.errors import (
     ErrorInfo,
     deadline_exceeded,
+    invalid,
     model_not_found,
     queue_full,
     unavailable,
@@ -29,7 +30,7 @@ from inference_stack.core.request import Request
 from inference_stack.core.seams import Clock, Link, LinkClosed
 from inference_stack.core.stats import InstanceStats
 from inference_stack.core.step import TokenDelta
-from inference_stack.gateway.flight import Flight
+from inference_stack.gateway.flight import ALONE_DEATHS, Flight
 from inference_stack.policy.admission import DrainRate, admit
 from inference_stack.wire.deadlines import departing
 from inference_stack.wire.messages import Abort, FromNode, Lost, ModelInfo, NodeState, StepReport, Submit, ToNode
@@ -82,13 +83,14 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Work until the node's link closes; what is then unfinished fails."""
-        async with asyncio.TaskGroup() as tasks:
-            sending = tasks.create_task(self._send())
-            expiring = tasks.create_task(self._expire_waiting())
+        helpers = [asyncio.create_task(self._send()), asyncio.create_task(self._expire_waiting())]
+        try:
             await self._receive()
-            sending.cancel()
-            expiring.cancel()
-        self._fail_all(unavailable("The node is gone.").info)
+        finally:
+            self._node = None
+            for task in helpers:
+                task.cancel()
+            self._fail_all(unavailable("The node is gone.").info)
 
     def models(self) -> dict[str, ModelInfo]:
         """Models that are served, by name; empty until one is ready."""
@@ -99,15 +101,19 @@ class Dispatcher:
         return () if self._node is None else (self._node,)
 
     def admit(self, model: str, completions: int) -> None:
-        """Refuse what cannot be accepted now: 404, 429 with Retry-After, or 503."""
+        """Refuse what cannot be accepted now: 404, 429 with Retry-After, 503; or never: 400."""
         if self._node is None or self._node.error is not None or not self._models:
             reason = self._node.error.message if self._node and self._node.error else "The model is being loaded."
             raise unavailable(reason)
         if model not in self._models:
             raise model_not_found(model)
+        at_once = sum(info.max_running for info in self._models.values())
+        if completions > at_once + self._config.max_queue:
+            limit = at_once + self._config.max_queue
+            raise invalid(f"One request may have at most {limit} completions here, not {completions}.", param="n")
         decision = admit(
             outstanding=len(self._waiting) + len(self._running),
-            max_running=sum(info.max_running for info in self._models.values()),
+            max_running=at_once,
             max_queue=self._config.max_queue,
             rate=self._drain_rate.per_second(self._clock.now()),
             count=completions,
@@ -153,6 +159,7 @@ class Dispatcher:
         self._waiting.pop(flight.id, None)
         if self._running.pop(flight.id, None) is not None:
             self._outbox.put_nowait(Abort(request_ids=(flight.id,)))
+            self._drain_rate.finished(self._clock.now())
         self._released(flight)
 
     def _released(self, flight: Flight) -> None:
@@ -206,7 +213,7 @@ class Dispatcher:
         back: dict[str, Flight] = {}
         for flight in flights:
             flight.deaths += lost.present
-            if flight.request.isolated and lost.present and flight.deaths:
+            if flight.deaths > ALONE_DEATHS:
                 flight.fail(worker_crashed())
             else:
                 back[flight.id] = flight
@@ -228,11 +235,12 @@ class Dispatcher:
             flight.fail(error)
         self._waiting.clear()
         self._running.clear()
+        self._on_trial = None
 
     async def _expire_waiting(self) -> None:
         """Deadlines pass here too, while no worker can take a request."""
         while True:
-            await asyncio.sleep(EXPIRY_PAUSE_SECONDS)
+            await self._clock.sleep(EXPIRY_PAUSE_SECONDS)
             now = self._clock.now()
             for flight in list(self._waiting.values()):
                 deadlines = [flight.request.qos.deadline, None if flight.emitted else flight.request.qos.ttft_deadline]

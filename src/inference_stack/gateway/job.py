@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from inference_stack.core.errors import InferenceError, deadline_exceeded, invalid
 from inference_stack.core.request import Continuation, Qos, Request, SamplingParams
+from inference_stack.core.step import TokenLogprob
 from inference_stack.frontend.completion import TextAssembler, TextOptions
 from inference_stack.frontend.load import Frontend
 from inference_stack.gateway.choice import Choice, Piece
@@ -52,18 +53,25 @@ class Job:
         completion = sum(choice.completion_tokens for choice in self.choices)
         return usage_of(sum(map(len, self.prompts)), completion, sum(cached.values()))
 
+    def scored(self, choice: Choice) -> tuple[TokenLogprob, ...]:
+        """The log-probabilities of a choice's prompt. One choice of each prompt has them for all; in a stream, where choices
+        are shown as they come, each has its own."""
+        scorer = choice if self.stream else self.choices[choice.index - choice.index % self.n]
+        return scorer.prompt_logprobs
+
     def abort(self) -> None:
         """Stop whatever still runs, at once."""
         for choice in self.choices:
             choice.abort()
 
 
-def check_size(gateway: Gateway, prompts: int, n: int) -> None:
-    """Refuse more choices than one request may have."""
+def check_size(gateway: Gateway, model: ModelInfo, prompts: int, n: int) -> None:
+    """Refuse more choices than one request may have, or than can be accepted now: before the work of tokenising."""
     allowed = gateway.config.max_choices
     if prompts * n > allowed:
         message = f"Invalid 'n': {prompts} prompt(s) times {n} completions is more than the {allowed} choices allowed."
         raise invalid(message, param="n", code="integer_above_max_value")
+    gateway.dispatch.admit(model.name, prompts * n)
 
 
 def submit(gateway: Gateway, job: Job) -> None:
@@ -83,10 +91,11 @@ def submit(gateway: Gateway, job: Job) -> None:
 def _choice(gateway: Gateway, job: Job, index: int) -> Choice:
     prompt_index, number = divmod(index, job.n)
     prompt = job.prompts[prompt_index]
+    params = job.params if number == 0 or job.stream else replace(job.params, prompt_logprobs=None)
     request = Request(
         id=f"{job.id}-{index}",
         model=job.model.name,
-        continuation=Continuation(prompt=prompt, params=job.params, seed=job.seeds[prompt_index], choice=number),
+        continuation=Continuation(prompt=prompt, params=params, seed=job.seeds[prompt_index], choice=number),
         qos=job.qos,
         arrival=job.arrival,
     )

@@ -11,7 +11,7 @@ from inference_stack.config.tree import Config
 from inference_stack.core.seams import Clock, Link, LinkClosed
 from inference_stack.node.spawn import Spawned
 from inference_stack.node.supervisor import Supervisor
-from inference_stack.wire.messages import Abort, FromNode, Lost, NodeState, Submit, ToNode
+from inference_stack.wire.messages import Abort, FromNode, NodeState, Submit, ToNode
 
 
 class NodeAgent:
@@ -32,10 +32,13 @@ class NodeAgent:
 
     async def run(self) -> None:
         """Work until the gateway's link closes or the task is cancelled; the worker does not outlive it."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._supervisor.run())
-            tasks.create_task(self._send_reports())
-            tasks.create_task(self._take_orders())
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._supervisor.run())
+                tasks.create_task(self._send_reports())
+                tasks.create_task(self._take_orders())
+        finally:
+            await self._link.close()
 
     async def stop(self, seconds: float) -> None:
         """Let running requests finish for up to `seconds`, then end the worker."""
@@ -50,12 +53,8 @@ class NodeAgent:
 
     async def _obey(self, message: ToNode) -> None:
         match message:
-            case Submit(requests=requests) if self._supervisor.ready:
-                for request in requests:
-                    await self._supervisor.submit(request)
-            case Submit(requests=requests):
-                ids = tuple(request.id for request in requests)
-                self._outbox.put_nowait(Lost(request_ids=ids, reason="worker is not ready", present=False))
+            case Submit():
+                await self._supervisor.submit(message)
             case Abort(request_ids=request_ids):
                 await self._supervisor.abort(request_ids)
 

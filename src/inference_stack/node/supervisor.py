@@ -8,11 +8,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from inference_stack.config.tree import Config, to_plain
 from inference_stack.core.errors import SERVER_ERROR, ErrorInfo
-from inference_stack.core.request import Request
 from inference_stack.core.seams import Clock, LinkClosed
 from inference_stack.core.stats import Ledger
 from inference_stack.node.process import WorkerProcess
@@ -38,6 +37,8 @@ from inference_stack.wire.messages import (
 log = logging.getLogger(__name__)
 
 PULSE_CHECKS_PER_LIMIT = 10
+FIRST_PAUSE_SECONDS = 0.25
+"""Before another start after the first one that came to nothing; twice as long after each further one."""
 FAREWELL_SECONDS = 2.0
 """How long a worker that closed its link may take to exit by itself."""
 
@@ -99,11 +100,16 @@ class Supervisor:
             self._mourn(reason)
             if self.condition.state == "failed":
                 return
+            await self._clock.sleep(FIRST_PAUSE_SECONDS * 2**self.condition.failures if self.condition.failures else 0)
 
-    async def submit(self, request: Request) -> None:
-        """Pass a request on. A worker that is gone reports it lost."""
-        self._outstanding[request.id] = request.attempt
-        await self._send(Submit(requests=(request,)))
+    async def submit(self, message: Submit) -> None:
+        """Pass requests on. They are reported lost when there is no worker, or when it goes before they have ended."""
+        attempts = {request.id: request.attempt for request in message.requests}
+        if not self.ready:
+            self._report(Lost(request_ids=tuple(attempts), reason="no worker is ready", present=False))
+            return
+        self._outstanding |= attempts
+        await self._send(message)
 
     async def abort(self, request_ids: tuple[str, ...]) -> None:
         """Stop requests, wherever they are."""
@@ -114,11 +120,11 @@ class Supervisor:
     async def stop(self, seconds: float) -> None:
         """Let running requests finish for up to `seconds`, then end the worker."""
         self._stopping = True
-        if self._worker is None:
-            return
-        self._become("draining", "")
-        await self._send(Drain())
-        await self._worker.end(seconds)
+        worker = self._worker
+        if worker is not None:
+            self._become("draining", "")
+            await self._send(Drain())
+            await worker.end(seconds)
 
     async def _send(self, message: Submit | Abort | Drain | Configure) -> None:
         if self._worker is not None:
@@ -129,8 +135,14 @@ class Supervisor:
 
     async def _one_life(self) -> str:
         """From spawn to death of one worker process; why it ended."""
-        self._worker = worker = await WorkerProcess.start(self._spawned)
+        try:
+            self._worker = worker = await WorkerProcess.start(self._spawned)
+        except OSError as error:
+            self.condition.failures += 1
+            return f"cannot start a worker: {error}"
         self._spawned = None
+        if self._stopping:
+            return f"stopped (exit status {await worker.end(0)})"
         self.condition.pid = worker.pid
         self._become("starting", self.condition.reason)
         limits = self._config.node
@@ -146,6 +158,8 @@ class Supervisor:
             task.cancel()
         await asyncio.gather(listening, watching, return_exceptions=True)
         self._worker = None
+        self.condition.failures += not self.ready
+        self._become("starting", "the worker ended")
         status = await worker.end(FAREWELL_SECONDS if listening in done else 0)
         return f"{next(iter(done)).result()} (exit status {status})"
 
@@ -164,19 +178,23 @@ class Supervisor:
     async def _watch(self, dog: Watchdog) -> str:
         """Look at the pulse until it is bad; why."""
         pause = self._config.node.heartbeat_seconds / PULSE_CHECKS_PER_LIMIT
+        last = self._clock.now()
         while True:
-            await asyncio.sleep(pause)
-            if verdict := dog.verdict(self._clock.now()):
+            await self._clock.sleep(pause)
+            now, overslept = self._clock.now(), self._clock.now() - last > 2 * pause
+            last = now
+            if overslept:
+                dog.excuse(now)  # it is we who were paused: what the worker said meanwhile is still unread
+            elif verdict := dog.verdict(now):
                 return verdict
 
     def _handle(self, message: FromWorker, dog: Watchdog) -> None:
         match message:
             case Hello(wire_version=version) if version != WIRE_VERSION:
                 raise ProtocolError(f"wire version {version}, not {WIRE_VERSION}")
-            case Ready(models=models, ledger=ledger):
+            case Ready():
                 dog.ready(self._clock.now())
-                self.condition.models, self.condition.ledger, self.condition.failures = models, ledger, 0
-                self._become("ready", "")
+                self._now_ready(message)
             case StepReport(deltas=deltas):
                 for delta in deltas:
                     if delta.finish is not None and self._outstanding.get(delta.request_id) == delta.attempt:
@@ -186,12 +204,19 @@ class Supervisor:
                 log.error("worker %d: %s", self.condition.pid, error.message)
                 self.condition.error = error
 
+    def _now_ready(self, message: Ready) -> None:
+        """The worker serves. Its successors get exactly its memory: a sequence that fits now must fit after a restart."""
+        now = self.condition
+        now.models, now.ledger, now.failures, now.error = message.models, message.ledger, 0, None
+        engine = replace(self._config.engine, kv_memory=str(message.kv_memory))
+        self._config = replace(self._config, engine=engine)
+        self._become("ready", "")
+
     def _mourn(self, reason: str) -> None:
         """The worker is dead: account for it, and report what was on it."""
         now = self.condition
         log.warning("worker %d: %s; %d requests move", now.pid, reason, len(self._outstanding))
         now.restarts += 1
-        now.failures += now.state == "starting"
         never_worked = not now.models and now.error is not None
         gave_up = never_worked or now.failures >= self._config.node.max_start_failures
         self._become("failed" if gave_up else "starting", reason)

@@ -45,6 +45,10 @@ class Watchdog:
                 self._progress = now
             self._steps = message.steps
 
+    def excuse(self, now: float) -> None:
+        """Nobody listened for a while: silence up to now says nothing about the worker."""
+        self._heard = self._progress = now
+
     def verdict(self, now: float) -> str | None:
         """Why the worker must be replaced, or None while it is healthy."""
         silence = self._limits.heartbeat * (1 if self._ready else QUIET_START_FACTOR)

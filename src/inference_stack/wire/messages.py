@@ -73,10 +73,11 @@ class Hello:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
-    """The worker serves these models from now on."""
+    """The worker serves these models from now on, with `kv_memory` bytes of KV memory in all."""
 
     models: tuple[ModelInfo, ...]
     ledger: Ledger
+    kv_memory: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

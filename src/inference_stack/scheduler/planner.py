@@ -134,8 +134,8 @@ class Planner:
         for entry in entries:
             entry.room_after = -1
         slots, room = order[lacking], capacity[lacking]
-        index = room // BLOCK_TOKENS
-        rows.note_grown(slots.tolist(), index.tolist(), state.kv.grow([entry.sequence for entry in entries]))
+        index = [tokens // BLOCK_TOKENS for tokens in room.tolist()]
+        rows.note_grown(slots.tolist(), index, state.kv.grow([entry.sequence for entry in entries]))
         state.table.capacity[slots] = room + BLOCK_TOKENS
 
     def _secure(self, entry: Entry, tokens: int, rows: Rows) -> bool:

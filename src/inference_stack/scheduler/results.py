@@ -151,12 +151,11 @@ class Results:
     def _publish(self, flight: Flight, retired: IntArray) -> None:
         """Blocks that became full are remembered, and blocks that left their window freed."""
         state = self._state
-        full: IntArray = retired // BLOCK_TOKENS
-        crossed = (full > state.table.published.take(flight.slots)).nonzero()[0]
+        crossed = (retired - state.table.published.take(flight.slots) * BLOCK_TOKENS >= BLOCK_TOKENS).nonzero()[0]
         slots = flight.slots[crossed]
-        columns = (crossed, slots, full[crossed], retired[crossed])
+        columns = (crossed, slots, retired[crossed])
         rows = []
-        for row, slot, blocks, computed, known, recent in zip(
+        for row, slot, computed, known, recent in zip(
             *(column.tolist() for column in columns), *state.table.kept_by(slots), strict=True
         ):
             entry = flight.entries[row]
@@ -164,7 +163,7 @@ class Results:
                 have = len(entry.tokens)
                 if known > have:
                     entry.tokens.frombytes(unroll(recent, have, known))
-                rows.append((entry, entry.sequence.published, min(blocks, known // BLOCK_TOKENS), computed))
+                rows.append((entry, entry.sequence.published, min(computed, known) // BLOCK_TOKENS, computed))
         state.kv.publish([(entry.sequence, entry.tokens, full) for entry, _, full, _ in rows])
         for entry, before, _, computed in rows:
             if state.kv.windowed:

@@ -114,33 +114,48 @@ def test_kills_at_every_fifth_token_change_nothing(server: Server, sampling: dic
         check_kill(server, BODY | sampling | {"n": 2}, position)
 
 
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Look until it holds; a server that never gets there fails the test."""
+    for _ in range(6000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise TimeoutError("the server never came to where the test wanted it")
+
+
 def test_a_kill_during_prefill_changes_nothing(server: Server) -> None:
     words = " ".join(f"item {number} of {os.getpid()}" for number in range(400))
     body = BODY | GREEDY | {"messages": [{"role": "user", "content": f"Summarise: {words}"}], "max_tokens": 8}
-    computed = server.metric("inference_stack_engine_prompt_tokens_total")
+    generated = server.metric("vllm:generation_tokens_total")
+    at_kill: list[float] = []
 
     def kill_while_prefilling() -> None:
-        while server.metric("inference_stack_engine_prompt_tokens_total") == computed:
-            time.sleep(0.01)
-        killed.append(server.kill_worker())
+        wait_for(lambda: server.metric("inference_stack_requests_running") == 1)
+        server.kill_worker()
+        at_kill.append(server.metric("vllm:generation_tokens_total"))
 
-    killed: list[int] = []
     thread = threading.Thread(target=kill_while_prefilling)
     thread.start()
     disturbed = transcript(chunks(server, body))
     thread.join()
-    assert killed and server.worker_pid() not in killed
+    assert at_kill == [generated], "it was killed too late: there were tokens already"
     assert disturbed == transcript(chunks(server, body))
 
 
-def test_a_second_kill_during_recovery_changes_nothing(server: Server) -> None:
+@pytest.mark.parametrize("state", ["starting", "ready"])
+def test_a_second_kill_during_recovery_changes_nothing(server: Server, state: str) -> None:
+    """Once while the new worker loads, once while it already runs what was moved to it."""
     body = BODY | SEEDED | {"n": 2}
     expected = transcript(chunks(server, body))
     killed: list[int] = []
 
+    def there() -> bool:
+        (worker,) = server.http.get("/health").json()["workers"]
+        running = state == "starting" or server.metric("inference_stack_requests_running") == 2
+        return worker["pid"] != killed[0] and worker["state"] == state and running
+
     def kill_the_next_one() -> None:
-        while server.worker_pid() == killed[0]:
-            time.sleep(0.01)
+        wait_for(there)
         killed.append(server.kill_worker())
 
     second = threading.Thread(target=kill_the_next_one)

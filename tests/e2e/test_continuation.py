@@ -124,7 +124,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def test_a_kill_during_prefill_changes_nothing(server: Server) -> None:
-    words = " ".join(f"item {number} of {os.getpid()}" for number in range(400))
+    words = " ".join(f"item {number} of {os.getpid()}" for number in range(130))
     body = BODY | GREEDY | {"messages": [{"role": "user", "content": f"Summarise: {words}"}], "max_tokens": 8}
     generated = server.metric("vllm:generation_tokens_total")
     at_kill: list[float] = []

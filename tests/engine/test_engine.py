@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,8 +63,6 @@ def test_seeds_decide(llama: Engine) -> None:
 
 
 def test_choices_differ_and_their_prompt_is_computed_once(tiny_models: dict[str, Path]) -> None:
-    from dataclasses import replace
-
     fresh = engine(tiny_models["llama"])
     base = request(prompt(40), temperature=2.0)
     choices = [
@@ -128,6 +127,22 @@ def test_not_a_number_fails_one_request_and_spares_its_neighbours(tmp_path: Path
     answers = broken.run([*healthy, *bad])
     assert [answer.tokens for answer in answers[:2]] == [answer.tokens for answer in expected]
     assert all(answer.error is not None and answer.error.code == "numerical_fault" for answer in answers[2:])
+
+
+def test_an_isolated_request_has_company_once_it_has_spoken(llama: Engine) -> None:
+    suspect = replace(request(prompt(60), "suspect"), isolated=True)
+    other = request(prompt(20), "other", seed=3)
+    expected = [llama.alone(one).tokens for one in (suspect, other)]
+    together = 0
+
+    def look(step: int) -> None:
+        nonlocal together
+        running = llama.core.stats()[0].running
+        together = max(together, running)
+        assert running < 2 or llama.answers["suspect"].tokens
+
+    assert [answer.tokens for answer in llama.run([suspect, other], look)] == expected
+    assert together == 2
 
 
 def test_an_abort_frees_everything_at_once(llama: Engine) -> None:

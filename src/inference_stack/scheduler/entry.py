@@ -73,8 +73,8 @@ class Entry:
 
     @property
     def alone(self) -> bool:
-        """Nothing may run beside it."""
-        return self.cornered or self.request.isolated
+        """Nothing may run beside it: it is cornered, or isolated and has not shown yet that it does no harm."""
+        return self.cornered or (self.request.isolated and not self.told_cached)
 
     @property
     def done(self) -> bool:

@@ -243,7 +243,7 @@ def test_an_important_request_takes_the_place_of_an_unimportant_one() -> None:
     world.check_empty()
 
 
-def test_an_isolated_request_runs_alone() -> None:
+def test_an_isolated_request_runs_alone_until_it_has_spoken() -> None:
     world = one_model(lag=2)
     model = world.models[0]
     for name in ("a", "b"):
@@ -252,9 +252,10 @@ def test_an_isolated_request_runs_alone() -> None:
     model.submit(request("c"), world.now)
     while model.scheduler.has_work:
         world.step(model)
-        for flight in model.flights:
+        for flight in () if model.received["suspect"] else model.flights:
             names = {row.new.request_id for row in flight.rows}
             assert "suspect" not in names or names == {"suspect"}
+    world.check_empty()
 
 
 # -- replacement, failure, deadlines

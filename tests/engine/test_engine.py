@@ -175,6 +175,12 @@ def test_narrow_kv_is_invariant_too(tiny_models: dict[str, Path], dtype: str) ->
     assert [answer.logprobs for answer in together.run(wanted)] == expected
 
 
+def test_a_model_tells_how_long_its_steps_take(llama: Engine) -> None:
+    told = llama.ready.models[0].step_time
+    assert told.predict(tokens=1, rows=1, context=1) > 0
+    assert told.predict(tokens=500, rows=1, context=500) >= told.predict(tokens=1, rows=1, context=1)
+
+
 def test_the_ledger_accounts_for_start_up(llama: Engine) -> None:
     ledger = llama.ready.ledger
     assert [name for name, _ in ledger.stages][-1] == "warm-up"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from inference_stack.artifacts.catalogue import cache_folder
 from inference_stack.artifacts.resolve import resolve
@@ -19,7 +19,7 @@ from inference_stack.engine.memory import arena_geometry, kv_bytes
 from inference_stack.engine.numerics import numerics_id
 from inference_stack.engine.runner import ModelRunner
 from inference_stack.engine.slots import SlotTables
-from inference_stack.engine.warmup import warm_up
+from inference_stack.engine.warmup import time_steps, warm_up
 from inference_stack.kv.manager import KvManager
 from inference_stack.kv.slabs import SlabPool
 from inference_stack.models.api import LoadedModel
@@ -36,15 +36,24 @@ SHORTEST_USEFUL = 4
 """Tokens of the longest sequence below which serving makes no sense (and warming up is impossible)."""
 
 
-@dataclass(slots=True)
-class Served:
-    """A model on its way to being served."""
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model with its weights, under the name that requests use. `longest` is in tokens, whatever memory there is."""
 
     name: str
-    loaded: LoadedModel
+    model: LoadedModel
     groups: tuple[KvGroupSpec, ...]
     longest: int
-    instance: Instance | None = field(default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A loaded model with its part of the arena. `longest` is what fits."""
+
+    loaded: Loaded
+    kv: KvManager
+    runner: ModelRunner
+    longest: int
 
 
 class Startup:
@@ -63,93 +72,95 @@ class Startup:
         workspace = Workspace(max_tokens=self._engine.max_batch_tokens, max_samples=self._engine.max_running)
         ops = build_ops(workspace)
         with account.stage("weights"):
-            served = [self._load(entry, ops) for entry in self._config.models]
+            loaded = [self._load(entry, ops) for entry in self._config.models]
         with account.stage("KV memory"):
-            arena = self._allocate(served)
+            arena = self._allocate(loaded)
             slabs = SlabPool(arena.geometry)
         with account.stage("warm-up"):
-            models = tuple(self._instance(model, arena, slabs, ops) for model in served)
+            placed = [self._place(model, arena, slabs, ops) for model in loaded]
             workspace.seal()
-        core = EngineCore(
-            [model.instance for model in served if model.instance], self._clock, self._engine.pipeline_depth
-        )
-        self._tell(served, arena, ops)
+            served = [self._serve(model, ops) for model in placed]
+        core = EngineCore([instance for instance, _ in served], self._clock, self._engine.pipeline_depth)
+        self._tell(placed, arena, ops)
+        models = tuple(info for _, info in served)
         return core, Ready(models=models, ledger=account.close(), kv_memory=arena.geometry.arena_bytes)
 
-    def _load(self, entry: ModelEntry, ops: BoundOps) -> Served:
+    def _load(self, entry: ModelEntry, ops: BoundOps) -> Loaded:
         files = resolve(entry.model, cache_folder(self._config.cache_dir), offline=True)
-        loaded = load_model(files, max_positions=self._engine.max_model_len)
-        for linear in loaded.linears:
+        model = load_model(files, max_positions=self._engine.max_model_len)
+        for linear in model.linears:
             ops.prepare(linear)
-        return Served(
+        context = model.model.max_positions
+        return Loaded(
             name=entry.name or files.name,
-            loaded=loaded,
-            groups=loaded.model.kv_groups(self._engine.kv_dtype),
-            longest=min(self._engine.max_model_len or loaded.model.max_positions, loaded.model.max_positions),
+            model=model,
+            groups=model.model.kv_groups(self._engine.kv_dtype),
+            longest=min(self._engine.max_model_len or context, context),
         )
 
-    def _allocate(self, served: Sequence[Served]) -> Arena:
+    def _allocate(self, loaded: Sequence[Loaded]) -> Arena:
         wanted = kv_bytes(
-            self._engine.kv_memory, self._device.free_bytes(), [(model.groups, model.longest) for model in served]
+            self._engine.kv_memory, self._device.free_bytes(), [(model.groups, model.longest) for model in loaded]
         )
-        geometry, remark = arena_geometry(wanted, [spec for model in served for spec in model.groups])
+        geometry, remark = arena_geometry(wanted, [spec for model in loaded for spec in model.groups])
         self._account.derived["KV slabs"] = remark
         return Arena(self._device, geometry)
 
-    def _instance(self, served: Served, arena: Arena, slabs: SlabPool, ops: BoundOps) -> ModelInfo:
-        kv = KvManager(served.name, served.groups, slabs, prefix_cache=self._engine.prefix_cache)
-        longest = kv.capacity_tokens(served.longest)
+    def _place(self, loaded: Loaded, arena: Arena, slabs: SlabPool, ops: BoundOps) -> Placed:
+        kv = KvManager(loaded.name, loaded.groups, slabs, prefix_cache=self._engine.prefix_cache)
+        longest = kv.capacity_tokens(loaded.longest)
         if longest < SHORTEST_USEFUL:
             raise invalid(
                 f"KV memory holds no sequence of {SHORTEST_USEFUL} tokens; raise --kv-memory", param="engine.kv_memory"
             )
-        scheduler = Scheduler(self._limits(served, longest), kv)
-        lease = arena.lease(served.groups)
-        tables = SlotTables(self._device, self._engine.max_running, longest, lease.groups)
-        runner = ModelRunner(
-            served.loaded, ops, self._device, lease.layers(), tables, self._clock, self._engine.max_running
-        )
-        warm_up(runner, served.name, len(served.groups))
-        served.instance = Instance(served.name, served.loaded.model.vocab_size, scheduler, runner)
-        self._account.memory.append((f"{served.name}: slot tables", tables.nbytes))
-        return ModelInfo(
-            name=served.name,
-            architecture=served.loaded.architecture,
-            numerics_id=numerics_id(served.loaded, ops, self._engine.kv_dtype, self._device.isa()),
-            max_model_len=longest,
-            vocab_size=served.loaded.model.vocab_size,
-            eos_tokens=served.loaded.eos_tokens,
-            kv_groups=served.groups,
+        lease = arena.lease(loaded.groups)
+        most = self._engine.max_running
+        tables = SlotTables(self._device, most, longest, lease.groups)
+        self._account.memory.append((f"{loaded.name}: slot tables", tables.nbytes))
+        runner = ModelRunner(loaded.model, ops, self._device, lease.layers(), tables, self._clock, most)
+        warm_up(runner, loaded.name, len(loaded.groups))
+        return Placed(loaded, kv, runner, longest)
+
+    def _serve(self, placed: Placed, ops: BoundOps) -> tuple[Instance, ModelInfo]:
+        loaded, model = placed.loaded, placed.loaded.model
+        many = min(placed.longest - 1, self._engine.max_batch_tokens)
+        step_time = time_steps(placed.runner, loaded.name, len(loaded.groups), many)
+        scheduler = Scheduler(self._limits(placed), placed.kv, prior=step_time)
+        info = ModelInfo(
+            name=loaded.name,
+            architecture=model.architecture,
+            numerics_id=numerics_id(model, ops, self._engine.kv_dtype, self._device.isa()),
+            max_model_len=placed.longest,
+            vocab_size=model.model.vocab_size,
+            eos_tokens=model.eos_tokens,
+            kv_groups=loaded.groups,
             kv_blocks=scheduler.stats().kv_blocks_total,
             max_running=self._engine.max_running,
+            step_time=step_time,
         )
+        return Instance(loaded.name, info.vocab_size, scheduler, placed.runner), info
 
-    def _limits(self, served: Served, longest: int) -> SchedulerLimits:
+    def _limits(self, placed: Placed) -> SchedulerLimits:
         target = self._engine.itl_target_ms / 1000
         return SchedulerLimits(
             max_running=self._engine.max_running,
             max_batch_tokens=self._engine.max_batch_tokens,
-            max_model_len=longest,
-            eos_tokens=served.loaded.eos_tokens,
+            max_model_len=placed.longest,
+            eos_tokens=placed.loaded.model.eos_tokens,
             itl_target=target or None,
         )
 
-    def _tell(self, served: Sequence[Served], arena: Arena, ops: BoundOps) -> None:
+    def _tell(self, placed: Sequence[Placed], arena: Arena, ops: BoundOps) -> None:
         account = self._account
-        weights = [
-            (f"{model.name}: weights ({model.loaded.quantisation})", model.loaded.weight_bytes) for model in served
-        ]
+        models = [(one.loaded.name, one.loaded.model, one.longest) for one in placed]
         account.memory = [
-            *weights,
+            *((f"{name}: weights ({model.quantisation})", model.weight_bytes) for name, model, _ in models),
             ("packed copies of shared weights", ops.packed_bytes),
             ("KV memory", arena.geometry.arena_bytes),
             ("workspace", ops.workspace.nbytes),
             *account.memory,
         ]
-        for model in served:
-            if model.instance is not None:
-                longest = model.instance.scheduler.limits.max_model_len
-                account.derived[f"{model.name}: longest sequence"] = f"{longest} tokens"
+        account.derived |= {f"{name}: longest sequence": f"{longest} tokens" for name, _, longest in models}
         account.derived["threads"] = str(self._device.threads)
         account.derived["memory left"] = format_size(self._device.free_bytes())
         account.derived["kernels"] = "; ".join(sorted(set(ops.explain().values())))

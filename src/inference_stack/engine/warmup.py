@@ -1,8 +1,12 @@
-"""One step before the first request: it measures the workspace and lets libraries make their one-time decisions."""
+"""Steps before the first request: they measure the workspace, let libraries make their one-time decisions, and time the model.
+
+They run in the first blocks of every group, which no request owns yet.
+"""
 
 from __future__ import annotations
 
-from inference_stack.core.request import SamplingParams
+from inference_stack.core.request import BLOCK_TOKENS, SamplingParams
+from inference_stack.core.stats import StepTimeModel
 from inference_stack.core.step import BlockDelta, NewSlot, StepPlan, ints
 from inference_stack.engine.runner import ModelRunner
 
@@ -17,21 +21,39 @@ EVERYTHING = SamplingParams(
     prompt_logprobs=1,
 )
 """Parameters that make a step use every sampling path."""
+PLAIN = SamplingParams(temperature=0.0)
+TIMED_TOKENS = 64
 
 
-def warm_up(runner: ModelRunner, model: str, groups: int) -> None:
-    """Run a three-token step in block 0 of every group, which no request owns yet."""
-    new = NewSlot(slot=0, request_id="warm-up", tokens=(0, 0, 0), prompt_len=3, computed=0, params=EVERYTHING, seed=0)
-    blocks = tuple(BlockDelta(slots=ints([0]), index=ints([0]), blocks=ints([0])) for _ in range(groups))
+def _step(runner: ModelRunner, model: str, groups: int, tokens: int, params: SamplingParams) -> float:
+    """One step of one row; its seconds."""
+    new = NewSlot(
+        slot=0, request_id="warm-up", tokens=(0,) * tokens, prompt_len=tokens, computed=0, params=params, seed=0
+    )
+    index = ints(range(-(-tokens // BLOCK_TOKENS)))
+    delta = BlockDelta(slots=ints([0] * len(index)), index=index, blocks=index)
     plan = StepPlan(
         step=0,
         model=model,
         slots=ints([0]),
         start=ints([0]),
-        num_tokens=ints([3]),
+        num_tokens=ints([tokens]),
         samples=ints([1]),
         new=(new,),
-        blocks=blocks,
+        blocks=(delta,) * groups,
         released=(0,),
     )
-    runner.launch(plan).wait()
+    return runner.launch(plan).wait().seconds
+
+
+def warm_up(runner: ModelRunner, model: str, groups: int) -> None:
+    """One small step that takes every path, so that the workspace sees all it has to hold."""
+    _step(runner, model, groups, 3, EVERYTHING)
+
+
+def time_steps(runner: ModelRunner, model: str, groups: int, limit: int) -> StepTimeModel:
+    """A first guess at the step-time model, from a step of one token and one of many, but at most `limit`."""
+    many = min(TIMED_TOKENS, limit)
+    one = min(_step(runner, model, groups, 1, PLAIN) for _ in range(2))
+    per_token = max(_step(runner, model, groups, many, PLAIN) - one, 0.0) / max(many - 1, 1)
+    return StepTimeModel(base=max(one - per_token, 0.0), per_token=per_token)

@@ -92,8 +92,7 @@ def check_kill(server: Server, body: dict[str, Any], position: int, number: int 
     assert assassin.killed and server.worker_pid() not in assassin.killed
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, SEEDED], ids=["greedy", "seeded"])
-@pytest.mark.parametrize("position", [5, 30])
+@pytest.mark.parametrize(("sampling", "position"), [(GREEDY, 5), (SEEDED, 30)], ids=["greedy", "seeded"])
 def test_a_killed_worker_changes_nothing(server: Server, sampling: dict[str, Any], position: int) -> None:
     check_kill(server, BODY | sampling, position)
 
@@ -142,7 +141,7 @@ def test_a_kill_during_prefill_changes_nothing(server: Server) -> None:
     assert disturbed == transcript(chunks(server, body))
 
 
-@pytest.mark.parametrize("state", ["starting", "ready"])
+@pytest.mark.parametrize("state", [pytest.param("starting", marks=pytest.mark.slow), "ready"])
 def test_a_second_kill_during_recovery_changes_nothing(server: Server, state: str) -> None:
     """Once while the new worker loads, once while it already runs what was moved to it."""
     body = BODY | SEEDED | {"n": 2}

@@ -52,6 +52,7 @@ def look(server: Server) -> list[httpx.Response]:
         return [ready, http.post("/v1/completions", json=STREAM | {"stream": False})]
 
 
+@pytest.mark.slow
 def test_an_idle_worker_that_dies_is_replaced(demo_model: Path) -> None:
     server = Server("smollm2").wait_ready()
     dead = server.kill_worker()

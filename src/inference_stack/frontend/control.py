@@ -105,8 +105,9 @@ class GuardedEncoder:
 
 def free_character(text: str) -> str:
     """A character for private use that `text` does not contain."""
+    used = set(text)
     for code in range(0xE000, 0xF900):
-        if chr(code) not in text:
+        if chr(code) not in used:
             return chr(code)
     raise invalid("The messages use every character that Unicode sets aside for private use.", param="messages")
 

@@ -39,12 +39,17 @@ async def decoded(frontend: Frontend, tokens: Sequence[int], skip_special_tokens
     )
 
 
+async def spelled(frontend: Frontend, tokens: Sequence[int]) -> list[str]:
+    """Each token's own text."""
+    return await _off_loop(len(tokens), lambda: [frontend.tokenizer.token_text(token) for token in tokens])
+
+
 async def conversation(
     frontend: Frontend, messages: Sequence[Message], options: ChatOptions, now: float
 ) -> tuple[int, ...]:
     """Token ids of a conversation, as the model's template writes it at Unix time `now`. Raises `InferenceError` (400)."""
     plain = [_plain(message) for message in messages]
-    size = sum(_size(message) for message in messages)
+    size = sum(_size(message) for message in messages) + len(str(options.template_kwargs))
     return tuple(await _off_loop(size, lambda: frontend.chat.encode(plain, options, now=now)))
 
 

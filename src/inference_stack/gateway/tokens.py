@@ -18,7 +18,7 @@ from inference_stack.gateway.params import check_prompt
 from inference_stack.gateway.probes import json_response
 from inference_stack.gateway.replies import Detokenized, Tokenized
 from inference_stack.gateway.schema import DetokenizeRequest, TokenizeRequest
-from inference_stack.gateway.text import chat_options, conversation, decoded, encoded
+from inference_stack.gateway.text import chat_options, conversation, decoded, encoded, spelled
 from inference_stack.wire.messages import ModelInfo
 
 T = TypeVar("T")
@@ -58,7 +58,7 @@ class Tokens:
         else:
             message = "Exactly one of 'prompt' and 'messages' is required."
             raise invalid(message, param="prompt", code="invalid_value")
-        names = [frontend.tokenizer.token_text(token) for token in tokens] if body.return_token_strs else None
+        names = await spelled(frontend, tokens) if body.return_token_strs else None
         reply = Tokenized(count=len(tokens), max_model_len=model.max_model_len, tokens=list(tokens), token_strs=names)
         return json_response(reply)
 

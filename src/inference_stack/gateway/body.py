@@ -12,7 +12,6 @@ from inference_stack.core.errors import InferenceError
 from inference_stack.gateway.decode import wrong_media_type
 from inference_stack.gateway.errors import refuse
 
-
 BODY_SECONDS = 60.0
 """How long a body may take to arrive: a client that sends half of one holds memory and a connection."""
 

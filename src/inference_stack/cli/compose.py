@@ -67,7 +67,10 @@ class Announcer:
         self._told = True
         worker = state.ledgers[0]
         total = self._clock.now() - self._started
-        before = ("set-up and python, until the worker began", process_start(self._clock, state.workers[0].pid) - self._started)
+        before = (
+            "set-up and python, until the worker began",
+            process_start(self._clock, state.workers[0].pid) - self._started,
+        )
         print_ledger(self._console, replace(worker, stages=(before, *worker.stages), total_seconds=total))
         names = ", ".join(model.name for model in state.models)
         self._console.print(f"serving [bold]{names}[/bold] at [bold]{self._url}/v1[/bold] (docs: {self._url}/docs)")

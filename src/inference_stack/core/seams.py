@@ -94,6 +94,7 @@ class Device(Protocol):
     """One accelerator or one set of CPU cores: memory and ordered execution. Tensors are torch's (`Any` keeps core light)."""
 
     name: str
+    torch_device: Any
 
     def total_bytes(self) -> int:
         """Memory of the device in bytes."""

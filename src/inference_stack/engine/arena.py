@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from inference_stack.core.kv_spec import KvGroupSpec
-from inference_stack.engine.device import CpuDevice
+from inference_stack.core.seams import Device
 from inference_stack.kv.slabs import ArenaGeometry, GroupGeometry
 from inference_stack.ops.api import KvLayer
 
@@ -54,7 +54,7 @@ class ArenaLease:
 class Arena:
     """All KV memory of one device."""
 
-    def __init__(self, device: CpuDevice, geometry: ArenaGeometry) -> None:
+    def __init__(self, device: Device, geometry: ArenaGeometry) -> None:
         self.geometry = geometry
         self._bytes: Tensor = device.allocate(geometry.arena_bytes)
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from inference_stack.core.request import BLOCK_TOKENS
+from inference_stack.core.seams import Device
 from inference_stack.core.step import StepPlan
-from inference_stack.engine.device import CpuDevice
 from inference_stack.engine.slots import SlotTables
 from inference_stack.ops.api import GroupTable, KvLayer, StepInputs
 
@@ -51,7 +51,7 @@ class Rows:
         return row, self.cu_q[row + 1] - back, self.context[row] - back + 1
 
 
-def write_drafts(plan: StepPlan, rows: Rows, tables: SlotTables, device: CpuDevice) -> None:
+def write_drafts(plan: StepPlan, rows: Rows, tables: SlotTables, device: Device) -> None:
     """Put a plan's draft tokens where the forward pass will read them: the last positions of their rows."""
     if plan.drafts is None:
         return
@@ -66,7 +66,7 @@ def write_drafts(plan: StepPlan, rows: Rows, tables: SlotTables, device: CpuDevi
 
 
 def build_inputs(
-    rows: Rows, sampled: np.ndarray, tables: SlotTables, kv: tuple[KvLayer, ...], device: CpuDevice
+    rows: Rows, sampled: np.ndarray, tables: SlotTables, kv: tuple[KvLayer, ...], device: Device
 ) -> StepInputs:
     """The step's tensors. `sampled` lists the query tokens whose logits are wanted."""
     counts = device.upload(rows.num_tokens)

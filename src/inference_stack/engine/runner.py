@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from inference_stack.core.errors import numerical_fault
-from inference_stack.core.seams import Clock
+from inference_stack.core.seams import Clock, Device
 from inference_stack.core.step import StepPlan, StepResult, TokenLogprob, ints
-from inference_stack.engine.device import CpuDevice
 from inference_stack.engine.inputs import Rows, build_inputs, write_drafts
 from inference_stack.engine.sampling import accepted, sample_inputs, token_logprobs
 from inference_stack.engine.slots import SlotTables
@@ -42,7 +41,7 @@ class ModelRunner:
         self,
         loaded: LoadedModel,
         ops: Ops,
-        device: CpuDevice,
+        device: Device,
         kv: tuple[KvLayer, ...],
         tables: SlotTables,
         clock: Clock,

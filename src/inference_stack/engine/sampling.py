@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from inference_stack.core.seams import Device
 from inference_stack.core.step import StepPlan, TokenLogprob
-from inference_stack.engine.device import CpuDevice
 from inference_stack.engine.inputs import Rows
 from inference_stack.engine.slots import SlotTables
 from inference_stack.ops.api import Sampled, SampleInputs, Scored
@@ -64,7 +64,7 @@ def _tops(slots: np.ndarray, tables: SlotTables) -> np.ndarray:
 
 
 def sample_inputs(
-    plan: StepPlan, rows: Rows, tables: SlotTables, eos: tuple[int, ...], vocab_size: int, device: CpuDevice
+    plan: StepPlan, rows: Rows, tables: SlotTables, eos: tuple[int, ...], vocab_size: int, device: Device
 ) -> SampleInputs:
     """The sampler's columns for a plan, one entry per sampled position."""
     row, _, position = rows.sampled()

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from inference_stack.core.request import BLOCK_TOKENS, SamplingParams
+from inference_stack.core.seams import Device
 from inference_stack.core.step import BlockDelta, IntArray, NewSlot
-from inference_stack.engine.device import CpuDevice
 
 
 class Addressing(Protocol):
@@ -43,7 +43,7 @@ class SlotTables:
     `seed` uint64, and `params`.
     """
 
-    def __init__(self, device: CpuDevice, slots: int, max_len: int, groups: Sequence[Addressing]) -> None:
+    def __init__(self, device: Device, slots: int, max_len: int, groups: Sequence[Addressing]) -> None:
         self._device = device
         self._groups = groups
         blocks = -(-max_len // BLOCK_TOKENS)

@@ -11,13 +11,15 @@ from typing import Final
 from inference_stack.core.request import BLOCK_TOKENS
 
 DTYPE_BYTES: Final = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
+SCALE_BYTES: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvGroupSpec:
     """One KV group of a model. `layers` are model layer indices in arena order; `window` is in tokens (None: full attention).
 
-    A unit is laid out `[kv_heads][BLOCK_TOKENS][2 * head_dim]`, K then V adjacent in the last dimension.
+    A unit holds, per KV head, keys `[head_dim][BLOCK_TOKENS]`, then values `[BLOCK_TOKENS][head_dim]`; int8 adds a scale (fp16)
+    for each token's key and one for its value.
     """
 
     name: str
@@ -30,7 +32,8 @@ class KvGroupSpec:
     @property
     def unit_bytes(self) -> int:
         """Bytes of K and V of one layer of one block."""
-        return self.kv_heads * BLOCK_TOKENS * 2 * self.head_dim * DTYPE_BYTES[self.dtype]
+        scales = 2 * SCALE_BYTES if self.dtype == "int8" else 0
+        return self.kv_heads * BLOCK_TOKENS * (2 * self.head_dim * DTYPE_BYTES[self.dtype] + scales)
 
     @property
     def block_bytes(self) -> int:

@@ -15,15 +15,59 @@ from torch import Tensor
 Activation = Literal["silu", "gelu_tanh"]
 
 
-@dataclass(slots=True, kw_only=True)
-class Linear:
-    """A dense projection: y = x @ weight_NK.T + bias_N. Quantised forms are further classes that `Ops.linear` also takes.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantised:
+    """A weight [N, K] in the canonical group-quantised form: w[n, k] = code[n, k] * scale[n, k // group] + zero[n, k // group].
 
-    `Ops.prepare` may replace `weight_NK` by the same weight in the layout that the kernel wants.
+    `codes`: with `bits` 4, uint8 [N, K/2], two codes 0 … 15 to a byte, the low nibble being the lower k; with `bits` 8, int8
+    [N, K]. `scale_NG` and `zero_NG` [N, K/group] are both fp16 where that is exact for every value of the file, else both fp32;
+    `zero_NG` is minus the zero point times the scale, None where weights are symmetric. `group` is a multiple of 16 that divides K.
+    `order_K` int32: stored column k multiplies x[:, order_K[k]] (act-order checkpoints); None: the identity.
+
+    Multiplying by such a weight is defined with quantised activations (`ops/reference/quantised.py`).
     """
 
-    weight_NK: Tensor
+    bits: int
+    codes: Tensor
+    scale_NG: Tensor
+    zero_NG: Tensor | None
+    group: int
+    order_K: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K)."""
+        return self.codes.shape[0], self.codes.shape[1] * (2 if self.bits == 4 else 1)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its parts."""
+        parts = (self.codes, self.scale_NG, self.zero_NG, self.order_K)
+        return sum(part.nbytes for part in parts if part is not None)
+
+
+class Prepared(Protocol):
+    """A weight [N, K] in an implementation's own layout."""
+
+    shape: tuple[int, int]
+    nbytes: int
+
+    def rows(self, index_T: Tensor) -> Tensor:
+        """Some rows of the weight, fp32 [T, K]."""
+        ...
+
+
+@dataclass(slots=True, kw_only=True)
+class Linear:
+    """A projection: y = x @ weight.T + bias_N. As an embedding table: its rows.
+
+    `weight` is dense [N, K] (fp32, fp16 or bf16) or `Quantised`, until `Ops.prepare` replaces it by the layout that the kernels
+    want. `looked_up` says that `Ops.embed` reads it.
+    """
+
+    weight: Tensor | Quantised | Prepared
     bias_N: Tensor | None = None
+    looked_up: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +96,10 @@ class KvLayer:
     """One layer's KV memory inside a device's arena, for one (model, group).
 
     The unit (K and V of one block) behind block-table entry e starts at byte `e * granule_bytes + offset_bytes` of `arena`
-    (uint8 [bytes]) and is laid out [kv_heads][16 tokens][2 * head_dim] in `dtype`, K then V adjacent. `unit_bytes` and
-    `offset_bytes` are multiples of `granule_bytes`. `group` selects the block table; `window` is in tokens (None: full).
+    (uint8 [bytes]). For each KV head it holds keys [head_dim][16 tokens], transposed so that a vector of 16 scores needs no
+    shuffling, then values [16 tokens][head_dim], in `dtype`. With int8 follow the tokens' scales, fp16 [16] of the keys and
+    fp16 [16] of the values: value = code * scale. `unit_bytes` and `offset_bytes` are multiples of `granule_bytes`.
+    `group` selects the block table; `window` is in tokens (None: full).
     """
 
     arena: Tensor
@@ -84,8 +130,8 @@ class StepInputs:
     """One step as device tensors. Rows are contiguous: row r owns tokens cu_q[r] … cu_q[r+1]-1, positions ascending by 1.
 
     `tokens_T`, `positions_T`, `row_T` int64 [T]; `context_R` int64 [R]: tokens of KV the row's last query may see (its
-    start + its queries). `cu_q` [R+1] and `context` [R] are the same facts as host integers, so that no op reads the device
-    to decide what to launch. `kv[layer]` is the layer's memory, `tables[group]` the block tables. `sampled_S` int64 [S]: the
+    start + its queries); `cu_q_X` int64 [R+1] are the bounds. `cu_q` and `context` are the same facts as host integers, so that
+    no op reads the device to decide what to launch. `kv[layer]` is the layer's memory, `tables[group]` the block tables. `sampled_S` int64 [S]: the
     tokens whose logits are wanted.
     """
 
@@ -93,6 +139,7 @@ class StepInputs:
     positions_T: Tensor
     row_T: Tensor
     context_R: Tensor
+    cu_q_X: Tensor
     cu_q: tuple[int, ...]
     context: tuple[int, ...]
     kv: tuple[KvLayer, ...]
@@ -168,8 +215,8 @@ class Scored:
 class Ops(Protocol):
     """The operations a model step is made of. Outputs live in the step's workspace until the last reference is dropped."""
 
-    def embed(self, tokens_T: Tensor, table_VD: Tensor, scale: float = 1.0) -> Tensor:
-        """x_TD = table[tokens] * scale."""
+    def embed(self, tokens_T: Tensor, table: Linear, scale: float = 1.0) -> Tensor:
+        """x_TD = table[tokens] * scale, fp32."""
         ...
 
     def rmsnorm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -185,7 +232,7 @@ class Ops(Protocol):
         ...
 
     def prepare(self, weight: Linear) -> None:
-        """Lay a projection's weight out for `linear`, in place of the dense one: for weights that nothing else reads."""
+        """Lay a weight out for `linear` and `embed`, in place of the one that was loaded."""
         ...
 
     def rope_store(self, qkv_TX: Tensor, heads: HeadSpec, kv: KvLayer, step: StepInputs) -> Tensor:

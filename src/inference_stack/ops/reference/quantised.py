@@ -1,6 +1,6 @@
 """Multiplying by group-quantised weights, with activations quantised too: the specification of every quantised kernel.
 
-Per row and block of `act_block` activations:   d = max|x| / 127    q = round(x · (127 / max|x|)), half to even, 0 where max|x| = 0
+Per row and block of `act_block` activations:   d = max|x| / 127    q = round(x · (127 / max|x|)), half to even; 0 where max|x| ≤ 1e-30
 Per output and block:   i = Σ code · q   and   j = Σ q, both exact integers
     y[t, n] = Σ over blocks of  scale[n] · i · d + zero[n] · j · d      in fp32, plus the bias
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from inference_stack.ops.api import Quantised
 
 LARGEST: Final = 127.0
+TINY: Final = 1e-30
 
 
 def act_block(group: int) -> int:
@@ -28,7 +29,7 @@ def quantise_rows(x_TK: Tensor, block: int) -> tuple[Tensor, Tensor]:
     """(codes int8 [T, K], scales d fp32 [T, K/block]) of activations."""
     x_TBX = x_TK.to(torch.float32).unflatten(1, (-1, block))
     top_TB1 = x_TBX.abs().amax(-1, keepdim=True)
-    inverse = torch.where(top_TB1 > 0, LARGEST / top_TB1, 0.0)
+    inverse = torch.where(top_TB1 > TINY, LARGEST / top_TB1, 0.0)
     codes = (x_TBX * inverse).round_().nan_to_num_(0.0).clamp_(-LARGEST, LARGEST)
     return codes.flatten(1).to(torch.int8), (top_TB1 / LARGEST)[..., 0]
 

@@ -1,0 +1,4 @@
+#pragma once
+namespace istack {
+struct SamplingKernels {};
+}  // namespace istack

@@ -5,10 +5,11 @@ It also says whether the caller is inside an op, which is how a purity check tel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Final, Protocol
 
 from torch import Tensor
 
@@ -16,13 +17,47 @@ from inference_stack.ops.api import Activation, HeadSpec, KvLayer, Linear, Sampl
 from inference_stack.ops.workspace import Workspace
 
 
+class Recording(Protocol):
+    """A step that was recorded once, to be replayed with other sizes over the same memory."""
+
+    def run(self, tokens: int, rows: int, samples: int) -> None:
+        """Replay for T tokens in R rows with S samples."""
+        ...
+
+    def profile(self, tokens: int, rows: int, samples: int) -> Sequence[Timing]:
+        """As `run`, with the time of each operation."""
+        ...
+
+
+class Timing(Protocol):
+    """One operation of a replayed step, with its seconds."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def seconds(self) -> float: ...
+
+
+class Recorder(Protocol):
+    """What turns the operations called in a block into a recording, without running them."""
+
+    def record(self, most_tokens: int, most_samples: int) -> AbstractContextManager[Callable[[], Recording]]:
+        """The block's value, called at its end, gives the recording."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One op's implementation: the callable, its name, and why it was chosen."""
+    """One op's implementation: the callable, its name, why it was chosen, and what can record it."""
 
     run: Callable[..., Any]
     name: str
     reason: str
+    recorder: Recorder | None = None
+
+
+STEP_OPS: Final = ("embed", "rmsnorm", "add_rmsnorm", "linear", "rope_store", "attend", "act_mul", "select")
+"""What a model's step is made of."""
 
 
 class _Inside:
@@ -56,14 +91,9 @@ class BoundOps:
         """Whether an op is running."""
         return self._inside.depth > 0
 
-    @property
-    def packed_bytes(self) -> int:
-        """Memory that implementations keep beside the weights they were given (packed copies), for the ledger."""
-        return sum(int(getattr(run, "packed_bytes", 0)) for run in self._run.values())
-
-    def embed(self, tokens_T: Tensor, table_VD: Tensor, scale: float = 1.0) -> Tensor:
+    def embed(self, tokens_T: Tensor, table: Linear, scale: float = 1.0) -> Tensor:
         """See `Ops.embed`."""
-        return self._tensor("embed", tokens_T, table_VD, scale)
+        return self._tensor("embed", tokens_T, table, scale)
 
     def rmsnorm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         """See `Ops.rmsnorm`."""
@@ -112,6 +142,12 @@ class BoundOps:
         prepare = getattr(self._run["linear"], "prepare", None)
         if prepare is not None:
             prepare(weight)
+
+    @property
+    def recorder(self) -> Recorder | None:
+        """What can record whole steps: the one that all of a step's ops share, if they do."""
+        recorders = [self._choices[op].recorder for op in STEP_OPS]
+        return recorders[0] if all(one is recorders[0] for one in recorders) else None
 
     def explain(self) -> dict[str, str]:
         """For each op, the implementation's name and why it was chosen."""

@@ -6,13 +6,14 @@ Knows names, capabilities and preferences; it knows nothing of how an op works.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
 import torch
 
+from inference_stack.ops.cpu.implementations import cpu_implementations
 from inference_stack.ops.facade import BoundOps, Choice
+from inference_stack.ops.implementation import Implementation
 from inference_stack.ops.reference.activation import act_mul
 from inference_stack.ops.reference.attention import Attention
 from inference_stack.ops.reference.linear import TiledLinear
@@ -39,17 +40,6 @@ OPS: Final = (
 
 class NoImplementation(RuntimeError):
     """No registered implementation of an op can run here, or the preferred one cannot; the message gives every reason."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Implementation:
-    """One way to run one op. `speed` orders those that can run (higher first); `refuses` gives the reason it cannot, or None."""
-
-    op: str
-    name: str
-    speed: int
-    refuses: Callable[[torch.device], str | None]
-    build: Callable[[Workspace], Callable[..., Any]]
 
 
 class Registry:
@@ -110,9 +100,9 @@ def reference_implementations() -> tuple[Implementation, ...]:
     )
 
 
-def default_registry() -> Registry:
-    """Every implementation of this build."""
-    return Registry(reference_implementations())
+def default_registry(threads: int = 1, kernels: str = "") -> Registry:
+    """Every implementation of this build. `threads` and `kernels` (empty: the fastest set) are for native CPU code."""
+    return Registry((*reference_implementations(), *cpu_implementations(threads, kernels)))
 
 
 def build_ops(
@@ -128,5 +118,5 @@ def build_ops(
     choices = {}
     for op in OPS:
         implementation, reason = registry.choose(op, workspace.device, wanted.get(op))
-        choices[op] = Choice(implementation.build(workspace), implementation.name, reason)
+        choices[op] = Choice(implementation.build(workspace), implementation.name, reason, implementation.recorder)
     return BoundOps(choices, workspace)

@@ -1,22 +1,23 @@
-"""Dense projection y = x @ W.T + b in fp32, on fixed tiles of rows so that a row's bits do not depend on its company.
+"""Projection y = x @ W.T + b in fp32, on fixed tiles of rows so that a row's bits do not depend on its company.
 
 A matrix product's summation order may change with the number of rows. Here every product has one of a few row counts; the
 smallest, 8, defines the result, and a larger one is used only where it was seen to give the same bits for this width of
 weight in this process (`matching_tiles`). Rows that fill a tile up are zeros. The bias is added afterwards.
+Quantised weights are dequantised to fp32 here, and multiply activations rounded as `quantised.py` defines.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from inference_stack.ops.api import Linear
+from inference_stack.ops.api import Linear, Quantised
+from inference_stack.ops.reference.quantised import act_block, dequantise, rounded, rows_of
 from inference_stack.ops.workspace import Workspace
 
 BASE_TILE: Final = 8
@@ -32,21 +33,38 @@ class NotInvariant(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class _Prepared:
-    """A weight ready for use: its product x [M, K] -> [M, N], the row tiles it may run on, and its width N."""
+class TiledWeight:
+    """A weight ready for use (`Prepared`): its product x [M, K] -> [M, N] and the row tiles it may run on.
+
+    A quantised weight was dequantised; `block` says how activations are quantised for it, `order_K` in which order they come.
+    `source` is the weight as loaded where `embed` needs it.
+    """
 
     product: Product
     tiles: tuple[int, ...]
-    width: int
-    packed_bytes: int
-    watch: weakref.ref[Tensor]
+    shape: tuple[int, int]
+    nbytes: int
+    block: int | None = None
+    order_K: Tensor | None = None
+    source: Tensor | Quantised | None = None
+
+    def rows(self, index_T: Tensor) -> Tensor:
+        """Some rows of the weight, fp32 [T, K]. Raises RuntimeError when it was not loaded as a table."""
+        if self.source is None:
+            raise RuntimeError("this weight was not prepared to be looked up")
+        if isinstance(self.source, Quantised):
+            return rows_of(self.source, index_T)
+        return self.source.index_select(0, index_T).to(torch.float32)
+
+    def inputs(self, x_TK: Tensor) -> Tensor:
+        """Activations as the product takes them."""
+        if self.block is None:
+            return x_TK
+        return rounded(x_TK if self.order_K is None else x_TK[:, self.order_K.to(torch.int64)], self.block)
 
 
 def pack(weight_NK: Tensor) -> Tensor:
-    """The weight in the CPU library's own blocked layout (fp32), shape unchanged: what `TiledLinear` makes of a dense one.
-
-    A loader may store this in `Linear.weight_NK` instead of the dense tensor, which saves keeping both.
-    """
+    """The weight in the CPU library's own blocked layout (fp32), shape unchanged."""
     dense = weight_NK.detach().to(torch.float32).contiguous()
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(dense, BASE_TILE)
     return packed
@@ -58,24 +76,21 @@ def can_pack(weight_NK: Tensor) -> bool:
 
 
 class TiledLinear:
-    """`Ops.linear`. Weights are packed on first use (a measuring step does it at start-up) and forgotten with their tensor."""
+    """`Ops.linear` and `Ops.prepare`. A weight that was not prepared is on first use."""
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
-        self._prepared: dict[int, _Prepared] = {}
         self._tiles: dict[tuple[int, int, bool], tuple[int, ...]] = {}
-
-    @property
-    def packed_bytes(self) -> int:
-        """Memory of the packed copies that this object made, for the ledger."""
-        return sum(prepared.packed_bytes for prepared in self._prepared.values())
 
     def __call__(self, x_TK: Tensor, weight: Linear) -> Tensor:
         """y_TN fp32 = x @ W.T + b."""
-        prepared = self._prepared.get(id(weight.weight_NK)) or self._prepare(weight.weight_NK)
+        self.prepare(weight)
+        prepared = weight.weight
+        if not isinstance(prepared, TiledWeight):
+            raise TypeError("the weight was prepared for another implementation")
         rows = x_TK.shape[0]
-        y_TN = self._workspace.take_like(x_TK, (rows, prepared.width), torch.float32)
-        start = 0
+        y_TN = self._workspace.take_like(x_TK, (rows, prepared.shape[0]), torch.float32)
+        x_TK, start = prepared.inputs(x_TK), 0
         for tile in tiling(rows, prepared.tiles):
             stop = min(start + tile, rows)
             part = prepared.product(_padded(x_TK[start:stop], tile))[: stop - start]
@@ -87,28 +102,37 @@ class TiledLinear:
         return y_TN
 
     def prepare(self, weight: Linear) -> None:
-        """Keep the weight packed, and only packed."""
-        if can_pack(weight.weight_NK) and not weight.weight_NK.is_mkldnn:
-            weight.weight_NK = pack(weight.weight_NK)
+        """Keep the weight packed; the form it was loaded in stays only where `embed` reads it."""
+        loaded = weight.weight
+        if not isinstance(loaded, Tensor | Quantised):
+            return
+        quantised = isinstance(loaded, Quantised)
+        dense_NK = _stored(loaded) if isinstance(loaded, Quantised) else loaded.detach()
+        packed = pack(dense_NK) if can_pack(dense_NK) else None
+        product = _dense_product(dense_NK) if packed is None else _packed_product(packed)
+        kept = loaded if weight.looked_up and (quantised or packed is not None) else None
+        product_bytes = dense_NK.nbytes if packed is None else dense_NK.numel() * 4
+        weight.weight = TiledWeight(
+            product=product,
+            tiles=self._tiles_of(product, dense_NK, packed is not None),
+            shape=(dense_NK.shape[0], dense_NK.shape[1]),
+            nbytes=product_bytes + (kept.nbytes if kept is not None else 0),
+            block=act_block(loaded.group) if isinstance(loaded, Quantised) else None,
+            order_K=loaded.order_K if isinstance(loaded, Quantised) else None,
+            source=kept if kept is not None or not weight.looked_up else dense_NK,
+        )
 
-    def _prepare(self, weight_NK: Tensor) -> _Prepared:
-        key = id(weight_NK)
-        packed_bytes = 0
-        if can_pack(weight_NK):
-            packed = weight_NK if weight_NK.is_mkldnn else pack(weight_NK)
-            packed_bytes = 0 if weight_NK.is_mkldnn else weight_NK.numel() * 4
-            product = _packed_product(packed)
-        else:
-            product = _dense_product(weight_NK.detach())
-        width, depth = weight_NK.shape
-        shape = (width, depth, can_pack(weight_NK))
+    def _tiles_of(self, product: Product, dense_NK: Tensor, packed: bool) -> tuple[int, ...]:
+        width, depth = dense_NK.shape
+        shape = (width, depth, packed)
         if shape not in self._tiles:
-            self._tiles[shape] = matching_tiles(product, depth, width, weight_NK.device)
-        forget = self._prepared.pop
-        watch = weakref.ref(weight_NK, lambda _: forget(key, None))
-        prepared = _Prepared(product, self._tiles[shape], width, packed_bytes, watch)
-        self._prepared[key] = prepared
-        return prepared
+            self._tiles[shape] = matching_tiles(product, depth, width, dense_NK.device)
+        return self._tiles[shape]
+
+
+def _stored(weight: Quantised) -> Tensor:
+    """The dequantised weight fp32 [N, K] with columns as stored: activations are put in their order first."""
+    return dequantise(replace(weight, order_K=None))
 
 
 def _packed_product(packed_NK: Tensor) -> Product:

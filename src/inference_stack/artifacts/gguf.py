@@ -19,13 +19,13 @@ from typing import Any, NamedTuple, NoReturn, Self
 import numpy as np
 import numpy.typing as npt
 
+from inference_stack.artifacts.canonical import Bytes, FloatView
+from inference_stack.artifacts.mapped import release_pages
 from inference_stack.core.errors import unsupported_model
 
 MAGIC = b"GGUF"
 MAX_DIMS = 4
 MAX_NESTING = 4
-
-Bytes = npt.NDArray[np.uint8]
 
 
 class Quantisation(NamedTuple):
@@ -41,17 +41,23 @@ SUPPORTED: dict[int, Quantisation] = {
     1: Quantisation("F16", 1, 2),
     2: Quantisation("Q4_0", 32, 18),
     3: Quantisation("Q4_1", 32, 20),
+    6: Quantisation("Q5_0", 32, 22),
+    7: Quantisation("Q5_1", 32, 24),
     8: Quantisation("Q8_0", 32, 34),
+    12: Quantisation("Q4_K", 256, 144),
+    13: Quantisation("Q5_K", 256, 176),
+    14: Quantisation("Q6_K", 256, 210),
     30: Quantisation("BF16", 1, 2),
 }
 
 OTHER_TYPES: dict[int, str] = {
-    6: "Q5_0", 7: "Q5_1", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K",
+    9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 15: "Q8_K",
     16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS",
     24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",
 }  # fmt: skip
 """Types that exist but cannot be read here, so that an error can call them by their name."""
 
+FLOATS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 STRING, ARRAY = 8, 9
 SCALARS: dict[int, np.dtype[Any]] = {
     0: np.dtype("u1"),
@@ -143,6 +149,20 @@ class GgufFile:
         row = row_bytes(info)
         rows = math.prod(info.shape[:-1])
         return np.frombuffer(self._map, np.uint8, rows * row, info.offset).reshape(rows, row)
+
+    def floats(self, name: str) -> npt.NDArray[np.float32]:
+        """A small tensor of a type that is not quantised, as fp32. Raises `unsupported_model` for other types."""
+        raw, info = self.raw(name).reshape(-1), self.tensors[name]
+        if info.type_name not in FLOATS:
+            raise unsupported_model(
+                f"{self.path}: tensor {name!r} has type {info.type_name}, where plain numbers belong."
+            )
+        return FloatView(raw.view(FLOATS[info.type_name]).reshape(info.shape), info.type_name == "BF16").fp32()
+
+    def release(self, name: str) -> None:
+        """Take a tensor's pages out of this process's memory, once it has been read. Reading it again brings them back."""
+        info = self.tensors[name]
+        release_pages(self._map, info.offset, math.prod(info.shape[:-1]) * row_bytes(info))
 
     def check_types(self) -> None:
         """Raise `unsupported_model` naming the first tensor whose type cannot be read."""

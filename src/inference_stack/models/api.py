@@ -36,9 +36,9 @@ class Model(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
-    """A model with its weights. `revision` is a hash of what was loaded, for `numerics_id`; `quantisation` names the weight form
-    (for example "fp32 from Q4_1"). `eos_tokens` end a completion unless told otherwise. `linears` are the projections whose
-    weights nothing but `Ops.linear` reads, for `Ops.prepare`."""
+    """A model with its weights. `revision` is a hash of what was loaded, for `numerics_id`; `quantisation` names the weight forms
+    (for example "w4g32 from Q4_1"), `weight_bytes` counts all parameters as they are in memory. `eos_tokens` end a completion
+    unless told otherwise. `linears` are all projections and tables, each once: what `Ops.prepare` lays out."""
 
     model: Model
     architecture: str

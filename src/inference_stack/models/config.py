@@ -204,11 +204,6 @@ def _architecture(raw: Raw) -> str:
 
 def _refuse(raw: Raw) -> None:
     """What a checkpoint may ask for and no model here does."""
-    if (quantised := raw.get("quantization_config")) is not None:
-        method = quantised.get("quant_method", "unnamed") if isinstance(quantised, Mapping) else quantised
-        raise unsupported_model(
-            f"Checkpoints quantised with {method!r} are not supported; use an unquantised one or GGUF."
-        )
     for key in ("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention"):
         if raw.get(key):
             raise unsupported_model(f"The configuration asks for {key} = {raw[key]!r}, which is not supported.")

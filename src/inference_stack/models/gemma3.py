@@ -40,13 +40,13 @@ class Gemma3:
         self.config = config
         self.vocab_size = config.vocab_size
         self.max_positions = max_positions
-        self.table_VD = weights.tensor("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
-        # The scale is a parameter's neighbour: it is rounded to the parameters' type, as the original does.
-        self.embed_scale = torch.tensor(config.hidden_size**0.5, dtype=weights.dtype).item()
+        self.table = layers.read_table(weights, config)
+        # The original rounds the scale to the table's type.
+        self.embed_scale = torch.tensor(config.hidden_size**0.5, dtype=weights.dtype_of(layers.TABLE)).item()
         ropes = layers.read_ropes(config, max_positions)
         self.blocks = tuple(self._block(weights, f"model.layers.{i}", rope) for i, rope in enumerate(ropes))
         self.norm_D = weights.norm("model.norm.weight", config.hidden_size)
-        self.head = layers.read_head(weights, config, self.table_VD)
+        self.head = layers.read_head(weights, config, self.table)
 
     def _block(self, weights: Weights, prefix: str, rope: Rope) -> Block:
         config, width, bias = self.config, self.config.hidden_size, self.config.attention_bias
@@ -70,7 +70,7 @@ class Gemma3:
     def forward(self, ops: Ops, step: StepInputs) -> Tensor:
         """Hidden states after the final norm, hidden_TD."""
         eps = self.config.norm_eps
-        residual_TD = ops.embed(step.tokens_T, self.table_VD, self.embed_scale)
+        residual_TD = ops.embed(step.tokens_T, self.table, self.embed_scale)
         x_TD = ops.rmsnorm(residual_TD, self.blocks[0].input_norm_D, eps)
         next_norms = [block.input_norm_D for block in self.blocks[1:]] + [self.norm_D]
         for block, kv, next_norm_D in zip(self.blocks, step.kv, next_norms, strict=True):

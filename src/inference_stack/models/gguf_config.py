@@ -11,7 +11,6 @@ from typing import Any, cast
 import numpy as np
 
 from inference_stack.artifacts.gguf import GgufFile
-from inference_stack.artifacts.gguf_dequant import dequantise
 from inference_stack.core.errors import unsupported_model
 from inference_stack.models.config import (
     MAX_LAYERS,
@@ -156,6 +155,4 @@ def _divisors(gguf: GgufFile, head_dim: int) -> tuple[float, ...] | None:
         return None
     if info.shape != (head_dim // 2,):
         raise unsupported_model(f"Tensor 'rope_freqs.weight' has shape {list(info.shape)}, not [{head_dim // 2}].")
-    values = np.empty(info.shape, np.float32)
-    dequantise(gguf.raw(info.name), info.type_id, values)
-    return cast(tuple[float, ...], tuple(values.tolist()))
+    return cast(tuple[float, ...], tuple(gguf.floats(info.name).tolist()))

@@ -15,6 +15,8 @@ from inference_stack.models.rope import rope_tables
 from inference_stack.models.weights import Weights
 from inference_stack.ops.api import Activation, HeadSpec, KvLayer, Linear, Ops, Rope, StepInputs
 
+TABLE = "model.embed_tokens.weight"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attention:
@@ -91,10 +93,15 @@ def read_mlp(weights: Weights, prefix: str, config: ModelConfig) -> GatedMlp:
     )
 
 
-def read_head(weights: Weights, config: ModelConfig, table_VD: Tensor) -> Linear:
+def read_table(weights: Weights, config: ModelConfig) -> Linear:
+    """The embedding table."""
+    return weights.table(TABLE, config.vocab_size, config.hidden_size)
+
+
+def read_head(weights: Weights, config: ModelConfig, table: Linear) -> Linear:
     """The output projection: the embedding table itself where they are tied."""
     if config.tied:
-        return Linear(weight_NK=table_VD)
+        return table
     return weights.linear(["lm_head"], [config.vocab_size], config.hidden_size)
 
 

@@ -37,11 +37,11 @@ class Llama:
         self.config = config
         self.vocab_size = config.vocab_size
         self.max_positions = max_positions
-        self.table_VD = weights.tensor("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
+        self.table = layers.read_table(weights, config)
         ropes = layers.read_ropes(config, max_positions)
         self.blocks = tuple(self._block(weights, f"model.layers.{i}", rope) for i, rope in enumerate(ropes))
         self.norm_D = weights.tensor("model.norm.weight", config.hidden_size)
-        self.head = layers.read_head(weights, config, self.table_VD)
+        self.head = layers.read_head(weights, config, self.table)
 
     def _block(self, weights: Weights, prefix: str, rope: Rope) -> Block:
         width = self.config.hidden_size
@@ -64,7 +64,7 @@ class Llama:
     def forward(self, ops: Ops, step: StepInputs) -> Tensor:
         """Hidden states after the final norm, hidden_TD."""
         eps = self.config.norm_eps
-        residual_TD = ops.embed(step.tokens_T, self.table_VD)
+        residual_TD = ops.embed(step.tokens_T, self.table)
         x_TD = ops.rmsnorm(residual_TD, self.blocks[0].input_norm_D, eps)
         next_norms = [block.input_norm_D for block in self.blocks[1:]] + [self.norm_D]
         for block, kv, next_norm_D in zip(self.blocks, step.kv, next_norms, strict=True):

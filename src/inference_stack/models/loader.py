@@ -20,30 +20,37 @@ from inference_stack.artifacts.revision import revision
 from inference_stack.core.errors import unsupported_model
 from inference_stack.models.api import LoadedModel, Progress
 from inference_stack.models.config import ModelConfig, config_from_hf
+from inference_stack.models.fusing import Part, read_dense
 from inference_stack.models.gguf_config import config_from_gguf
+from inference_stack.models.gguf_source import GgufSource
 from inference_stack.models.registry import ARCHITECTURES
-from inference_stack.models.sources import GgufSource, SafetensorsSource
-from inference_stack.models.weights import Weights
+from inference_stack.models.safetensors_source import SafetensorsSource
+from inference_stack.models.schemes import read_scheme
+from inference_stack.models.stored import DTYPE_NAMES, Source
+from inference_stack.models.weights import Prepare, Weights
 
-DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 NOT_WEIGHTS = ("rope_freqs.weight",)
 
 
 def load_model(
     files: ModelFiles,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     progress: Progress = silent,
     max_positions: int = 0,
+    dequantise: bool = False,
+    prepare: Prepare | None = None,
 ) -> LoadedModel:
-    """The model in `files` with parameters in `dtype`, on the CPU.
+    """The model in `files`, on the CPU, its matrices in the form that the files have: group-quantised, fp32, fp16 or bf16.
 
-    `max_positions` shortens the rotary tables (0: as long as the model's context). Raises `unsupported_model` naming
-    the architecture, option or tensor that cannot be honoured.
+    `dtype` converts dense matrices; `dequantise` makes quantised ones dense fp32. `max_positions` shortens the rotary tables
+    (0: as long as the model's context). `prepare` is called once for every projection and table when it has been read, from
+    the loader's threads, several at a time. Raises `unsupported_model` naming what cannot be honoured: an architecture, an
+    option, a layout, a tensor.
     """
-    if dtype not in DTYPE_NAMES:
+    if dtype not in (None, *DTYPE_NAMES):
         raise unsupported_model(f"Parameters cannot be kept as {dtype}.")
     with _opened(files) as (config, source):
-        weights = Weights(source, dtype)
+        weights = Weights(source, dtype, dequantise, prepare)
         positions = min(max_positions or config.max_positions, config.max_positions)
         try:
             model = ARCHITECTURES[config.architecture](config, weights, positions)
@@ -51,13 +58,12 @@ def load_model(
             weights.abandon()
             raise
         weights.finish(_ignored(config, source), progress)
-        stored = source.stored_as()
     return LoadedModel(
         model=model,
         architecture=config.architecture,
         revision=revision(files),
-        quantisation=DTYPE_NAMES[dtype] if stored == DTYPE_NAMES[dtype] else f"{DTYPE_NAMES[dtype]} from {stored}",
-        weight_bytes=weights.loaded_bytes,
+        quantisation=weights.describe(),
+        weight_bytes=weights.nbytes,
         eos_tokens=config.eos_tokens,
         linears=tuple(weights.linears),
     )
@@ -71,6 +77,7 @@ def read_config(files: ModelFiles) -> ModelConfig:
     raw = files.json("config.json")
     if raw is None:
         raise unsupported_model(f"{files.root} has no config.json.")
+    read_scheme(files)
     return config_from_hf(raw, files.json("generation_config.json"))
 
 
@@ -81,11 +88,11 @@ def state_dict(files: ModelFiles) -> dict[str, Tensor]:
     found = {}
     with _opened(files) as (config, source):
         for name in source.names():
-            shape = source.shape(name)
-            if shape is None or name in NOT_WEIGHTS:
+            layout = source.layout(name)
+            if layout is None or name in NOT_WEIGHTS:
                 continue
-            found[name] = torch.empty(shape)
-            source.read(name, found[name])
+            found[name] = torch.empty(layout.shape)
+            read_dense(source, Part(name, layout), found[name])
             if source.norms_hold_one and name.endswith("norm.weight"):
                 found[name] -= 1.0
     if config.tied:
@@ -94,16 +101,16 @@ def state_dict(files: ModelFiles) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _opened(files: ModelFiles) -> Iterator[tuple[ModelConfig, GgufSource | SafetensorsSource]]:
+def _opened(files: ModelFiles) -> Iterator[tuple[ModelConfig, Source]]:
     if files.kind == "safetensors":
-        yield read_config(files), SafetensorsSource(files.weights)
+        yield read_config(files), SafetensorsSource(files.weights, read_scheme(files))
         return
     with GgufFile(files.weights[0]) as gguf:
         config = config_from_gguf(gguf)
         yield config, GgufSource(gguf, config)
 
 
-def _ignored(config: ModelConfig, source: GgufSource | SafetensorsSource) -> list[str]:
+def _ignored(config: ModelConfig, source: Source) -> list[str]:
     """Tensors that files carry although they follow from others: rotary tables, and a tied output matrix."""
     tables = [name for name in source.names() if name.endswith("rotary_emb.inv_freq")]
     return [*NOT_WEIGHTS, *tables, *(["lm_head.weight"] if config.tied else [])]

@@ -1,88 +1,85 @@
 """Hands a model its parameters, one by one, and notices what is missing, left over or of the wrong shape.
 
-A parameter is allocated once at its final place and filled there, fused projections row range by row range, so that a
-model is never in memory twice. Files are filled in by threads. Knows names and shapes; the container is a `Source`.
+A parameter is made once at its final place, fused projections row range by row range, and laid out for the kernels by the
+thread that read it, so that a model is never in memory twice. Knows names and shapes; the container is a `Source`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from inference_stack.core.errors import unsupported_model
+from inference_stack.models import fusing
 from inference_stack.models.api import Progress
+from inference_stack.models.fusing import Part, Plan
+from inference_stack.models.stored import Source
 from inference_stack.ops.api import Linear
 
 MAX_THREADS = 8
-
-
-class Source(Protocol):
-    """A container of tensors under Hugging Face's names. `norms_hold_one`: Gemma's norm weights w are stored as 1 +
-    w.
-    """
-
-    norms_hold_one: bool
-
-    def names(self) -> Iterable[str]:
-        """Every tensor."""
-        ...
-
-    def shape(self, name: str) -> tuple[int, ...] | None:
-        """Its shape; None where there is no such tensor."""
-        ...
-
-    def nbytes(self, name: str) -> int:
-        """Its size in the file."""
-        ...
-
-    def read(self, name: str, out: Tensor) -> None:
-        """Fill `out`, which has the tensor's shape. Called from several threads."""
-        ...
+Prepare = Callable[[Linear], None]
 
 
 class Weights:
-    """A model's parameters in `dtype`, in the order the model asks. Values are there only after `finish`."""
+    """A model's parameters, in the order the model asks. Values are there only after `finish`.
 
-    def __init__(self, source: Source, dtype: torch.dtype, threads: int = 0) -> None:
+    Matrices keep the form they are stored in; `dtype` is for dense ones (None: as stored), `dense` asks for quantised ones in
+    fp32. Norms and biases are fp32. `prepare` is given every projection and table once, as soon as it is read, in the thread
+    that read it.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        dtype: torch.dtype | None = None,
+        dense: bool = False,
+        prepare: Prepare | None = None,
+        threads: int = 0,
+    ) -> None:
         self.norm_offset = 0.0 if source.norms_hold_one else 1.0
-        self.dtype = dtype
-        self.loaded_bytes = 0
         self.linears: list[Linear] = []
+        self._dtype, self._dense, self._prepare = dtype, dense, prepare
         self._source = source
+        self._small: list[Tensor] = []
+        self._plans: list[Plan] = []
         self._used: set[str] = set()
-        self._jobs: list[tuple[str, Future[None]]] = []
+        self._jobs: list[tuple[int, Future[None]]] = []
         self._pool = ThreadPoolExecutor(threads or min(MAX_THREADS, len(os.sched_getaffinity(0))), "weights")
 
     def tensor(self, name: str, *shape: int) -> Tensor:
-        """One parameter of this shape."""
-        out = self._empty(shape)
-        self._fill(name, out)
-        return out
+        """One norm or bias of this shape, fp32."""
+        return self._vector(name, shape, 0.0)
 
     def norm(self, name: str, size: int) -> Tensor:
         """A norm weight of the (1 + w) kind, with the 1 added."""
-        out = self._empty((size,))
-        self._fill(name, out, self.norm_offset)
-        return out
-
-    def rows(self, names: Sequence[str], sizes: Sequence[int], *tail: int) -> Tensor:
-        """Several parameters, one below the other: fused projections and their biases."""
-        out = self._empty((sum(sizes), *tail))
-        for name, part in zip(names, out.split(list(sizes)), strict=True):
-            self._fill(name, part)
-        return out
+        return self._vector(name, (size,), self.norm_offset)
 
     def linear(self, names: Sequence[str], sizes: Sequence[int], inputs: int, bias: bool = False) -> Linear:
-        """A projection fused of several, each `name`.weight [size, inputs] and, with `bias`, `name`.bias [size]."""
-        weight_NK = self.rows([f"{name}.weight" for name in names], sizes, inputs)
-        bias_N = self.rows([f"{name}.bias" for name in names], sizes) if bias else None
-        self.linears.append(Linear(weight_NK=weight_NK, bias_N=bias_N))
-        return self.linears[-1]
+        """A projection fused of several, each `name`.weight [size, inputs] and, with `bias`, `name`.bias [size].
+
+        Quantised checkpoints may have biases that the architecture does not: they are added too.
+        """
+        parts = [self._part(f"{name}.weight", (size, inputs)) for name, size in zip(names, sizes, strict=True)]
+        biases: list[Part | None] = [None] * len(names)
+        for index, (name, size) in enumerate(zip(names, sizes, strict=True)):
+            surplus = parts[index].layout.form is not None and self._source.layout(f"{name}.bias") is not None
+            biases[index] = self._part(f"{name}.bias", (size,)) if bias or surplus else None
+        return self._submit(Linear(weight=torch.empty(0)), parts, biases)
+
+    def table(self, name: str, rows: int, width: int) -> Linear:
+        """An embedding table [rows, width], which may serve as a projection too."""
+        return self._submit(Linear(weight=torch.empty(0), looked_up=True), [self._part(name, (rows, width))], [None])
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """The type in which a dense matrix is kept; fp32 for a quantised one."""
+        layout = self._source.layout(name)
+        stored = layout.dtype if layout else None
+        return torch.float32 if stored is None else self._dtype or stored
 
     def finish(self, ignored: Iterable[str], progress: Progress) -> None:
         """Wait until every parameter is filled. Raises for tensors that nobody asked for, or what a read raised."""
@@ -92,10 +89,10 @@ class Weights:
                 raise unsupported_model(
                     f"Unexpected tensors, which this architecture does not have: {_some(unexpected)}."
                 )
-            total, done = sum(self._source.nbytes(name) for name, _ in self._jobs), 0
-            for name, job in self._jobs:
+            total, done = sum(nbytes for nbytes, _ in self._jobs), 0
+            for nbytes, job in self._jobs:
                 job.result()
-                done += self._source.nbytes(name)
+                done += nbytes
                 progress("weights", done, total)
         finally:
             self._pool.shutdown(cancel_futures=True)
@@ -104,26 +101,68 @@ class Weights:
         """Stop reading; for when the model could not be built."""
         self._pool.shutdown(cancel_futures=True)
 
-    def _empty(self, shape: tuple[int, ...]) -> Tensor:
-        out = torch.empty(shape, dtype=self.dtype)
-        self.loaded_bytes += out.nbytes
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parameters, as they are now."""
+        biases = [linear.bias_N for linear in self.linears if linear.bias_N is not None]
+        return sum(linear.weight.nbytes for linear in self.linears) + sum(t.nbytes for t in [*self._small, *biases])
+
+    def describe(self) -> str:
+        """The forms that matrices are executed in and what they were, those of most bytes first: "w4g32 from Q4_1"."""
+        sizes: Counter[str] = Counter()
+        spoilt: Counter[str] = Counter()
+        for plan in self._plans:
+            sizes[plan.describe()] += sum(part.layout.nbytes for part in plan.parts)
+            spoilt[plan.describe()] += plan.spoilt and not self._dense
+        ranked = sorted(sizes, key=lambda kind: (-sizes[kind], kind))
+        return ", ".join(f"{kind} in {spoilt[kind]} of {len(self._plans)}" if spoilt[kind] else kind for kind in ranked)
+
+    def _part(self, name: str, shape: tuple[int, ...]) -> Part:
+        layout = self._source.layout(name)
+        if layout is None:
+            raise unsupported_model(f"The checkpoint has no tensor {name!r}.")
+        if layout.shape != shape:
+            raise unsupported_model(
+                f"Tensor {name!r} has shape {list(layout.shape)}; the configuration asks for {list(shape)}."
+            )
+        self._used.add(name)
+        return Part(name, layout)
+
+    def _vector(self, name: str, shape: tuple[int, ...], offset: float) -> Tensor:
+        part, out = self._part(name, shape), torch.empty(shape)
+        self._small.append(out)
+        self._queue([part], self._read_vector, part, out, offset)
         return out
 
-    def _read(self, name: str, out: Tensor, offset: float) -> None:
-        self._source.read(name, out)
+    def _read_vector(self, part: Part, out: Tensor, offset: float) -> None:
+        fusing.read_dense(self._source, part, out)
         if offset:
             out += offset
 
-    def _fill(self, name: str, out: Tensor, offset: float = 0.0) -> None:
-        shape = self._source.shape(name)
-        if shape is None:
-            raise unsupported_model(f"The checkpoint has no tensor {name!r}.")
-        if shape != tuple(out.shape):
-            raise unsupported_model(
-                f"Tensor {name!r} has shape {list(shape)}; the configuration asks for {list(out.shape)}."
-            )
-        self._used.add(name)
-        self._jobs.append((name, self._pool.submit(self._read, name, out, offset)))
+    def _submit(self, linear: Linear, parts: Sequence[Part], biases: Sequence[Part | None]) -> Linear:
+        self.linears.append(linear)
+        self._plans.append(fusing.plan(parts, self._dtype, self._dense))
+        self._queue(parts, self._read_linear, linear, self._plans[-1], biases)
+        return linear
+
+    def _queue(self, parts: Sequence[Part], job: Callable[..., None], *arguments: object) -> None:
+        nbytes = sum(part.layout.nbytes for part in parts)
+        self._jobs.append((nbytes, self._pool.submit(job, *arguments)))
+
+    def _read_linear(self, linear: Linear, plan: Plan, biases: Sequence[Part | None]) -> None:
+        linear.weight = fusing.make(self._source, plan)
+        if any(biases):
+            linear.bias_N = self._bias([part.layout.shape[0] for part in plan.parts], biases)
+        if self._prepare:
+            self._prepare(linear)
+
+    def _bias(self, sizes: Sequence[int], biases: Sequence[Part | None]) -> Tensor | None:
+        """One bias of several; None where it would add nothing."""
+        bias_N = torch.zeros(sum(sizes))
+        for part, rows in zip(biases, bias_N.split(list(sizes)), strict=True):
+            if part:
+                fusing.read_dense(self._source, part, rows)
+        return bias_N if bias_N.any() else None
 
 
 def _some(names: list[str]) -> str:

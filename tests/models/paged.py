@@ -73,6 +73,7 @@ class PagedModel:
             positions_T=position_T,
             row_T=row_T,
             context_R=torch.tensor(context),
+            cu_q_X=ends,
             cu_q=tuple(ends.tolist()),
             context=context,
             kv=self.kv,

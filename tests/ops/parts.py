@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from inference_stack.core.kv_spec import KvGroupSpec
 from inference_stack.ops.api import GroupTable, HeadSpec, KvLayer, Rope, SampleInputs, StepInputs
 from inference_stack.ops.facade import BoundOps
 from inference_stack.ops.registry import build_ops
@@ -39,7 +40,7 @@ class PagedRequest:
 
 @dataclass
 class Paged:
-    """One layer's KV in an arena poisoned with NaN, with block entries handed out in a scattered order."""
+    """One layer's KV in an arena of NaN (all bits set, in any dtype), with block entries handed out in a scattered order."""
 
     heads: HeadSpec
     window: int | None = None
@@ -51,10 +52,14 @@ class Paged:
     _free: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
-        unit = self.heads.kv_heads * BLOCK * 2 * self.heads.head_dim * self.dtype.itemsize
+        spec = KvGroupSpec(
+            name="kv", layers=(0,), kv_heads=self.heads.kv_heads, head_dim=self.heads.head_dim,
+            dtype=str(self.dtype).removeprefix("torch."),
+        )  # fmt: skip
+        unit = spec.unit_bytes
         assert unit % self.granules == 0
         granule = unit // self.granules
-        arena = torch.full((unit * self.layers * self.blocks // 4,), float("nan")).view(torch.uint8)
+        arena = torch.full((unit * self.layers * self.blocks,), 0xFF, dtype=torch.uint8)
         self.kv = KvLayer(
             arena=arena, group=0, offset_bytes=unit * self.blocks * (self.layers - 1), granule_bytes=granule,
             unit_bytes=unit, kv_heads=self.heads.kv_heads, head_dim=self.heads.head_dim, dtype=self.dtype, window=self.window,
@@ -73,6 +78,7 @@ class Paged:
         positions = torch.cat([torch.arange(start, stop) for _, start, stop in parts])
         sizes = torch.tensor([stop - start for _, start, stop in parts])
         row_T = torch.repeat_interleave(torch.arange(len(parts)), sizes)
+        bounds = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
         width = max(len(sequence.entries) for sequence, _, _ in parts)
         entry_RB = torch.zeros(len(parts), width, dtype=torch.int64)
         for row, (sequence, _, _) in enumerate(parts):
@@ -80,17 +86,17 @@ class Paged:
         table = GroupTable(entry_RB=entry_RB, entry_T=entry_RB[row_T, positions // BLOCK], offset_T=positions % BLOCK)
         step = StepInputs(
             tokens_T=torch.zeros_like(positions), positions_T=positions, row_T=row_T,
-            context_R=torch.tensor([stop for _, _, stop in parts]), cu_q=(0, *torch.cumsum(sizes, 0).tolist()),
+            context_R=torch.tensor([stop for _, _, stop in parts]), cu_q_X=bounds, cu_q=tuple(bounds.tolist()),
             context=tuple(stop for _, _, stop in parts), kv=(self.kv,), tables=(table,),
             sampled_S=torch.zeros(0, dtype=torch.int64),
         )  # fmt: skip
         return step, torch.cat([sequence.qkv_TX[start:stop] for sequence, start, stop in parts])
 
-    def run(self, ops: BoundOps, parts: Sequence[tuple[PagedRequest, int, int]]) -> list[Tensor]:
+    def run(self, ops: BoundOps, parts: Sequence[tuple[PagedRequest, int, int]], softcap: float = 0.0) -> list[Tensor]:
         """Stores and attends one step; outputs per part."""
         step, qkv_TX = self.step(parts)
         q_THE = ops.rope_store(qkv_TX, self.heads, self.kv, step)
-        out = ops.attend(q_THE, self.kv, step, self.heads.head_dim**-0.5)
+        out = ops.attend(q_THE, self.kv, step, self.heads.head_dim**-0.5, softcap)
         return [part.clone() for part in out.split([stop - start for _, start, stop in parts])]
 
 

@@ -34,7 +34,15 @@ def turned(x: Tensor, heads: HeadSpec) -> Tensor:
     return x * cos + torch.cat([-x[..., half:], x[..., :half]], -1) * sin
 
 
-def oracle(qkv: Tensor, heads: HeadSpec, window: int | None, dtype: torch.dtype) -> Tensor:
+def stored(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """What the KV memory keeps of float64 [T, heads, E], by the definition."""
+    if dtype != torch.int8:
+        return x.to(dtype).double()
+    scale = (x.abs().amax(-1, keepdim=True).float() / 127).half().double()
+    return (x / scale).round().clamp(-127, 127) * scale
+
+
+def oracle(qkv: Tensor, heads: HeadSpec, window: int | None, dtype: torch.dtype, softcap: float = 0.0) -> Tensor:
     """Plain attention over a whole sequence, float64."""
     tokens = qkv.shape[0]
     x = qkv.double().view(tokens, -1, heads.head_dim)
@@ -42,14 +50,16 @@ def oracle(qkv: Tensor, heads: HeadSpec, window: int | None, dtype: torch.dtype)
     if heads.q_norm_E is not None:
         q, k = (y / (y.square().mean(-1, keepdim=True) + heads.norm_eps).sqrt() * heads.q_norm_E for y in (q, k))
     q, k = turned(q, heads), turned(k, heads)
-    k, v = (y.to(dtype).double().repeat_interleave(heads.q_heads // heads.kv_heads, 1) for y in (k, v))
+    k, v = (stored(y, dtype).repeat_interleave(heads.q_heads // heads.kv_heads, 1) for y in (k, v))
     scores = torch.einsum("qhe,khe->hqk", q, k) * heads.head_dim**-0.5
+    if softcap:
+        scores = softcap * (scores / softcap).tanh()
     distance = torch.arange(tokens)[:, None] - torch.arange(tokens)
     hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
     return torch.einsum("hqk,khe->qhe", scores.masked_fill(hidden, -torch.inf).softmax(-1), v).reshape(tokens, -1)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8])
 @pytest.mark.parametrize("window", [None, 40])
 @pytest.mark.parametrize(("q_heads", "kv_heads"), [(9, 3), (4, 4), (8, 1)])
 def test_prefill_matches_float64(
@@ -59,10 +69,32 @@ def test_prefill_matches_float64(
     page = Paged(heads, window=window, dtype=dtype, granules=4)
     sequences = [page.sequence(projection(heads, tokens, tokens)) for tokens in (1, 300, 17)]
     got = page.run(ops, [(sequence, 0, sequence.qkv_TX.shape[0]) for sequence in sequences])
-    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+    tolerance = {torch.float32: 1e-4, torch.int8: 1e-1}.get(dtype, 2e-2)
     for sequence, o in zip(sequences, got, strict=True):
         expected = oracle(sequence.qkv_TX, heads, window, dtype)
         torch.testing.assert_close(o.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_softcap_bounds_the_scores(ops: BoundOps) -> None:
+    heads = heads_of(4, 2)
+    page = Paged(heads, granules=1)
+    qkv = projection(heads, 200)
+    [got] = page.run(ops, [(page.sequence(qkv), 0, 200)], softcap=2.0)
+    expected = oracle(qkv, heads, None, torch.float32, softcap=2.0)
+    torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int8])
+def test_large_numbers_saturate_and_nan_stays(ops: BoundOps, dtype: torch.dtype) -> None:
+    heads = heads_of(1, 1)
+    page = Paged(heads, dtype=dtype, granules=1)
+    qkv = torch.zeros(3, 48)
+    qkv[0, 32], qkv[1, 33], qkv[2, 34] = 1e9, -torch.inf, torch.nan
+    sequence = page.sequence(qkv)
+    first, second, third = (page.run(ops, [(sequence, at, at + 1)])[0] for at in range(3))
+    assert first.isfinite().all() and first[0, 0] >= 65504
+    assert second.isfinite().all() and second[0, 1] <= -32752
+    assert third.isnan().any()
 
 
 @pytest.mark.parametrize("window", [None, 20, 150])
@@ -120,12 +152,14 @@ def test_blocks_left_behind_by_the_window_do_not_matter(ops: BoundOps) -> None:
     assert torch.equal(page.run(ops, [(again, 199, 200)])[0], whole[199:])
 
 
-def test_store_writes_its_tokens_and_nothing_else(ops: BoundOps) -> None:
+@pytest.mark.parametrize(("dtype", "written"), [(torch.float32, 128), (torch.float16, 64), (torch.int8, 36)])
+def test_store_writes_its_tokens_and_nothing_else(ops: BoundOps, dtype: torch.dtype, written: int) -> None:
     heads = heads_of(2, 2)
-    page = Paged(heads, granules=2)
+    page = Paged(heads, dtype=dtype, granules=2)
     sequence = page.sequence(projection(heads, 21))
     before = page.kv.arena.clone()
     step, qkv = page.step([(sequence, 3, 21)])
     ops.rope_store(qkv, heads, page.kv, step)
-    changed = int((page.kv.arena.view(torch.int32) != before.view(torch.int32)).sum())
-    assert changed == 18 * heads.kv_heads * 2 * heads.head_dim
+    changed = int((page.kv.arena != before).sum())
+    most = 18 * heads.kv_heads * written
+    assert 0.9 * most < changed <= most  # a byte may be written as it was

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Protocol
 
+import torch
 from torch import Tensor
 
 from inference_stack.ops.api import Activation, HeadSpec, KvLayer, Linear, Sampled, SampleInputs, Scored, StepInputs
@@ -48,12 +49,13 @@ class Recorder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One op's implementation: the callable, its name, why it was chosen, and what can record it."""
+    """One op's implementation: the callable, its name, why it was chosen, what can record it, and `Implementation.numerics`."""
 
     run: Callable[..., Any]
     name: str
     reason: str
     recorder: Recorder | None = None
+    numerics: str = ""
 
 
 STEP_OPS: Final = ("embed", "rmsnorm", "add_rmsnorm", "linear", "rope_store", "attend", "act_mul", "select")
@@ -113,9 +115,9 @@ class BoundOps:
         """See `Ops.rope_store`."""
         return self._tensor("rope_store", qkv_TX, heads, kv, step)
 
-    def attend(self, q_THE: Tensor, kv: KvLayer, step: StepInputs, scale: float) -> Tensor:
+    def attend(self, q_THE: Tensor, kv: KvLayer, step: StepInputs, scale: float, softcap: float = 0.0) -> Tensor:
         """See `Ops.attend`."""
-        return self._tensor("attend", q_THE, kv, step, scale)
+        return self._tensor("attend", q_THE, kv, step, scale, softcap)
 
     def act_mul(self, gate_up_TX: Tensor, kind: Activation) -> Tensor:
         """See `Ops.act_mul`."""
@@ -148,6 +150,11 @@ class BoundOps:
         """What can record whole steps: the one that all of a step's ops share, if they do."""
         recorders = [self._choices[op].recorder for op in STEP_OPS]
         return recorders[0] if all(one is recorders[0] for one in recorders) else None
+
+    def numerics(self, isa: str) -> dict[str, str]:
+        """For each op, the name of everything that decides its bits, on a machine called `isa`."""
+        libraries = f"torch {torch.__version__} on {isa}"
+        return {op: choice.numerics or f"{choice.name}, {libraries}" for op, choice in self._choices.items()}
 
     def explain(self) -> dict[str, str]:
         """For each op, the implementation's name and why it was chosen."""

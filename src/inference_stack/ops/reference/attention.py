@@ -4,8 +4,9 @@ For query i of a row and key tile t (128 keys at absolute positions, in ascendin
     m_t = max(s, -1e30)   p_t = exp(s - m_t)   l_t = sum p_t   o_t = p_t v
 and over the tiles, with m = max m_t and c_t = exp(m_t - m): o = (sum c_t o_t) / (sum c_t l_t), summed in ascending order.
 A tile that a query does not see at all has c_t l_t = 0 exactly, so skipping it changes nothing. (FlashAttention's online softmax,
-arXiv:2205.14135, in its split form.) Products run on query tiles of heights seen to give equal bits; keys and values that no
-query sees are zeroed before use, so the memory behind them may hold anything.
+arXiv:2205.14135, in its split form.) With a softcap c, a score s becomes c tanh(s / c) before the mask. Products run on query
+tiles of heights seen to give equal bits; keys and values that no query sees are zeroed before use, so the memory behind them may
+hold anything.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from inference_stack.core.kv_spec import SCALE_BYTES
+from inference_stack.core.request import BLOCK_TOKENS
 from inference_stack.ops.api import KvLayer, StepInputs
-from inference_stack.ops.reference.arena import arena_rows, layer_row
+from inference_stack.ops.reference.arena import arena_rows, head_bytes, layer_row
 from inference_stack.ops.reference.attention_plan import KEY_TILE, QUERY_RUNS, Batch, plan, tile_height
+from inference_stack.ops.reference.kv_codec import decode
 from inference_stack.ops.reference.step_cache import StepCache
 from inference_stack.ops.workspace import Workspace
 
@@ -35,7 +39,7 @@ class Attention:
         self._gathered = torch.empty(0, dtype=torch.uint8, device=workspace.device)
         self._runs: dict[tuple[int, int], tuple[int, ...]] = {}
 
-    def __call__(self, q_THE: Tensor, kv: KvLayer, step: StepInputs, scale: float) -> Tensor:
+    def __call__(self, q_THE: Tensor, kv: KvLayer, step: StepInputs, scale: float, softcap: float = 0.0) -> Tensor:
         """o [T, H·E] fp32."""
         tokens, q_heads, head_dim = q_THE.shape
         share = q_heads // kv.kv_heads
@@ -45,11 +49,11 @@ class Attention:
         key = ("plan", kv.group, kv.window, kv.granule_bytes, kv.kv_heads, head_dim, kv.dtype, share)
         runs = self._query_runs(head_dim, share)
         for batch in self._cache.get(step, key, lambda: plan(step, kv, runs, share)):
-            rows = self._attend(q_THE, kv, batch, scale)
+            rows = self._attend(q_THE, kv, batch, scale, softcap)
             out_THE.index_copy_(0, batch.token_N, rows)
         return out_THE
 
-    def _attend(self, q_THE: Tensor, kv: KvLayer, batch: Batch, scale: float) -> Tensor:
+    def _attend(self, q_THE: Tensor, kv: KvLayer, batch: Batch, scale: float, softcap: float) -> Tensor:
         """One batch: finished rows [N, H·E]."""
         groups, width = kv.kv_heads, kv.head_dim
         q_IGME, share = _query_tiles(q_THE, batch, groups, scale)
@@ -57,6 +61,8 @@ class Attention:
         q_WGME = q_IGME if len(batch.counts) == 1 else q_IGME.index_select(0, batch.item_W)
         keys, values = self._load(kv, batch)
         s_XMK = torch.bmm(q_WGME.view(-1, height, width), keys.transpose(1, 2))
+        if softcap:
+            s_XMK.div_(softcap).tanh_().mul_(softcap)
         seen = s_XMK.view(-1, groups, height, KEY_TILE)[:, :, : batch.queries * share]
         seen.unflatten(2, (batch.queries, share)).add_(batch.bias)
         m_XM1 = s_XMK.amax(-1, keepdim=True).clamp_(min=NEVER)
@@ -74,9 +80,20 @@ class Attention:
         index = batch.load + layer_row(kv, batch.row_bytes)
         gathered = self._scratch(index.shape[0] * batch.row_bytes).view(rows.dtype).view(-1, rows.shape[1])
         torch.index_select(rows, 0, index, out=gathered)
-        both = gathered.view(-1).view(kv.dtype).view(-1, 2 * kv.head_dim).to(torch.float32)
-        both = both.index_fill_(0, batch.unseen_Z, 0.0).view(-1, KEY_TILE, 2 * kv.head_dim)
-        return both[..., : kv.head_dim], both[..., kv.head_dim :]
+        unit_NX = gathered.view(-1).view(torch.uint8).view(-1, head_bytes(kv))
+        return self._numbers(unit_NX, kv, batch, keys=True), self._numbers(unit_NX, kv, batch, keys=False)
+
+    def _numbers(self, unit_NX: Tensor, kv: KvLayer, batch: Batch, *, keys: bool) -> Tensor:
+        """The keys or the values of gathered blocks, tokens first."""
+        width, codes, scales = kv.head_dim, BLOCK_TOKENS * kv.head_dim * kv.dtype.itemsize, BLOCK_TOKENS * SCALE_BYTES
+        start = 0 if keys else codes
+        stored = unit_NX[:, start : start + codes].view(kv.dtype).unflatten(1, (-1, BLOCK_TOKENS if keys else width))
+        scale = None
+        if kv.dtype == torch.int8:
+            start = 2 * codes + (0 if keys else scales)
+            scale = unit_NX[:, start : start + scales].view(torch.float16).unsqueeze(-1)
+        numbers = decode((stored.transpose(1, 2) if keys else stored).contiguous(), scale)
+        return numbers.view(-1, width).index_fill_(0, batch.unseen_Z, 0.0).view(-1, KEY_TILE, width)
 
     def _scratch(self, nbytes: int) -> Tensor:
         """Bytes to gather into, the same every time: fresh pages would cost more than the copy."""
@@ -124,18 +141,20 @@ def matching_runs(head_dim: int, share: int, device: torch.device) -> tuple[int,
     generator = torch.Generator().manual_seed(0)
     longest = QUERY_RUNS[-1]
     q = torch.randn(2, longest, share, head_dim, generator=generator).to(device)
-    both = torch.randn(2, KEY_TILE, 2 * head_dim, generator=generator).to(device)
-    base = torch.cat([_products(q[:, i : i + 1], both) for i in range(longest)], dim=1)
-    alone = torch.cat([_products(q[:1, i : i + 1], both[:1]) for i in range(longest)], dim=1)
+    keys, values = torch.randn(2, 2, KEY_TILE, head_dim, generator=generator).to(device)
+    base = torch.cat([_products(q[:, i : i + 1], keys, values) for i in range(longest)], dim=1)
+    alone = torch.cat([_products(q[:1, i : i + 1], keys[:1], values[:1]) for i in range(longest)], dim=1)
     if not torch.equal(base[:1], alone):
         raise RuntimeError("batched matrix products depend on the size of the batch in this build of torch")
-    return tuple(run for run in QUERY_RUNS if run == 1 or torch.equal(_products(q[:, :run], both), base[:, :run]))
+    return tuple(
+        run for run in QUERY_RUNS if run == 1 or torch.equal(_products(q[:, :run], keys, values), base[:, :run])
+    )
 
 
-def _products(q_BQSE: Tensor, both_BKX: Tensor) -> Tensor:
+def _products(q_BQSE: Tensor, keys_BKE: Tensor, values_BKE: Tensor) -> Tensor:
     """Both products of attention (without the softmax) for query tiles of this height, back as [B, queries, share, E]."""
     batch, queries, share, width = q_BQSE.shape
     q = q_BQSE.reshape(batch, queries * share, width)
     q = pad(q, (0, 0, 0, tile_height(queries, share) - queries * share))
-    scores = torch.bmm(q, both_BKX[..., :width].transpose(1, 2))
-    return torch.bmm(scores, both_BKX[..., width:])[:, : queries * share].view(batch, queries, share, width)
+    scores = torch.bmm(q, keys_BKE.transpose(1, 2))
+    return torch.bmm(scores, values_BKE)[:, : queries * share].view(batch, queries, share, width)

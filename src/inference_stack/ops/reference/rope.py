@@ -1,7 +1,7 @@
 """Rotary positions (arXiv:2104.09864, half-rotation layout) and the store of K and V: the only writer of KV memory.
 
 With x = (x1 | x2): y = (x1 * cos1 - x2 * sin1 | x2 * cos2 + x1 * sin2) in fp32, each product and sum rounded once. q and k may
-first be normalised per head. k and v are then converted to the KV dtype and written as flat rows of distinct addresses.
+first be normalised per head. k and v are then encoded (`kv_codec`) and written as flat rows of distinct addresses.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from inference_stack.ops.api import HeadSpec, KvLayer, Rope, StepInputs
 from inference_stack.ops.reference.arena import arena_rows, layer_row, store_index
+from inference_stack.ops.reference.kv_codec import encode
 from inference_stack.ops.reference.norms import normalise
 from inference_stack.ops.reference.step_cache import StepCache
 from inference_stack.ops.workspace import Workspace
@@ -31,19 +32,21 @@ class RopeStore:
         cos, sin = self._cache.get(step, ("angles", id(heads.rope)), lambda: _angles(heads.rope, step.positions_T))
         q_THE = self._workspace.take((tokens, heads.q_heads, heads.head_dim), torch.float32)
         rotate(_normed(q, heads.q_norm_E, heads.norm_eps), cos, sin, q_THE)
-        kv_TGX = torch.empty(tokens, heads.kv_heads, 2 * heads.head_dim, device=qkv_TX.device)
-        rotate(_normed(k, heads.k_norm_E, heads.norm_eps), cos, sin, kv_TGX[..., : heads.head_dim])
-        kv_TGX[..., heads.head_dim :].copy_(v)
-        self._store(kv_TGX, kv, step)
+        k_TGE = torch.empty(tokens, heads.kv_heads, heads.head_dim, device=qkv_TX.device)
+        rotate(_normed(k, heads.k_norm_E, heads.norm_eps), cos, sin, k_TGE)
+        self._store(k_TGE, v, kv, step)
         return q_THE
 
-    def _store(self, kv_TGX: Tensor, kv: KvLayer, step: StepInputs) -> None:
+    def _store(self, k_TGE: Tensor, v_TGE: Tensor, kv: KvLayer, step: StepInputs) -> None:
         table = step.tables[kv.group]
         key = ("store", kv.group, kv.granule_bytes, kv.kv_heads, kv.head_dim, kv.dtype)
-        index, row_bytes = self._cache.get(step, key, lambda: store_index(kv, table.entry_T, table.offset_T))
-        rows = arena_rows(kv, row_bytes)
-        values = kv_TGX.to(kv.dtype).view(torch.uint8).view(-1, row_bytes).view(rows.dtype)
-        rows.index_copy_(0, index.reshape(-1) + layer_row(kv, row_bytes), values)
+        places = self._cache.get(step, key, lambda: store_index(kv, table.entry_T, table.offset_T))
+        (keys, key_scales), (values, value_scales) = encode(k_TGE, kv.dtype), encode(v_TGE, kv.dtype)
+        pieces = [piece for piece in (keys, values, key_scales, value_scales) if piece is not None]
+        for piece, (index, row_bytes) in zip(pieces, places, strict=True):
+            rows = arena_rows(kv, row_bytes)
+            stored = piece.contiguous().view(torch.uint8).view(-1, row_bytes).view(rows.dtype)
+            rows.index_copy_(0, index.reshape(-1) + layer_row(kv, row_bytes), stored)
 
 
 def _angles(rope: Rope, positions_T: Tensor) -> tuple[Tensor, Tensor]:

@@ -43,7 +43,22 @@ class EngineConfig:
         "auto", "Memory for KV blocks of all models of a device, such as 2GiB; auto derives it.", size=True
     )
     kv_dtype: str = knob(
-        "float32", "How KV is stored: float32, bfloat16 or float16.", choices=("float32", "bfloat16", "float16")
+        "float16",
+        "How KV is stored: float32, float16, bfloat16, or int8 with a scale for each token and head.",
+        choices=("float32", "float16", "bfloat16", "int8"),
+    )
+    weights: str = knob(
+        "native",
+        "How quantised weights are executed: native keeps them as they are, float32 dequantises them when they are loaded.",
+        choices=("native", "float32"),
+    )
+    kernels: str = knob(
+        "auto",
+        "CPU kernels: auto takes the fastest that work here; avx512vnni, avx2 and portable name a set; torch uses torch's.",
+        choices=("auto", "avx512vnni", "avx2", "portable", "torch"),
+    )
+    recorded_steps: bool = knob(
+        True, "Record the model's step once and replay it, where the kernels can, instead of calling op by op."
     )
     prefix_cache: bool = knob(True, "Keep finished KV blocks and reuse them for requests with the same beginning.")
     pipeline_depth: int = knob(0, "Steps planned ahead of the results: 0, 1 or 2.", low=0, high=2)

@@ -83,6 +83,7 @@ def build_inputs(
         positions_T=positions_T,
         row_T=row_T,
         context_R=device.upload(rows.context),
+        cu_q_X=device.upload(rows.cu_q),
         cu_q=tuple(rows.cu_q.tolist()),
         context=tuple(rows.context.tolist()),
         kv=kv,

@@ -11,9 +11,11 @@ from inference_stack.core.request import BLOCK_TOKENS
 from inference_stack.kv.slabs import ArenaGeometry, slab_size
 
 AUTO_SHARE = 0.25
-AUTO_FLOOR = 1 << 30
-AUTO_SEQUENCES = 2
-"""Automatic KV memory: room for this many of the longest sequences; at least the floor, at most the share of what is free."""
+AUTO_FLOOR = 192 << 20
+AUTO_SEQUENCES = 1
+"""Automatic KV memory: room for this many of the longest sequences; at least the floor, at most the share of what is free.
+
+Modest on purpose: all of it is committed at start, and a laptop has other uses for its memory. More is a setting away."""
 
 
 def sequence_bytes(groups: Sequence[KvGroupSpec], tokens: int) -> int:

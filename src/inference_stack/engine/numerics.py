@@ -5,21 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 
-import torch
-
 from inference_stack.models.api import LoadedModel
-from inference_stack.ops.api import Ops
+from inference_stack.ops.facade import BoundOps
 
 
-def numerics_id(loaded: LoadedModel, ops: Ops, kv_dtype: str, isa: str) -> str:
-    """Hash of model revision, weight form, KV dtype, kernels with their libraries and ISA, and parallel shape."""
+def numerics_id(loaded: LoadedModel, ops: BoundOps, kv_dtype: str, isa: str) -> str:
+    """Hash of model revision, weight form, KV dtype, what decides each op's bits, and parallel shape.
+
+    `isa` counts only where an op's bits depend on it: torch's do, the native kernels' do not.
+    """
     facts = {
         "revision": loaded.revision,
         "quantisation": loaded.quantisation,
         "kv_dtype": kv_dtype,
-        "kernels": ops.explain(),
-        "torch": torch.__version__,
-        "isa": isa,
+        "kernels": ops.numerics(isa),
         "parallel": "tp1pp1",
     }
     digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8).hexdigest()

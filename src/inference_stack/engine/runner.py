@@ -1,6 +1,6 @@
 """The runner of one model instance: executes plans in order, tokens in and tokens out.
 
-    plan ─▶ slot tables ─▶ StepInputs ─▶ model.forward ─▶ logits of sampled rows ─▶ sample ─▶ slot tables, StepResult
+    plan ─▶ slot tables ─▶ model step: hidden states, logits of sampled rows ─▶ sample ─▶ slot tables, StepResult
 
 It decides nothing: which rows, how many tokens and which blocks are the scheduler's.
 """
@@ -16,11 +16,13 @@ from torch import Tensor
 from inference_stack.core.errors import numerical_fault
 from inference_stack.core.seams import Clock, Device
 from inference_stack.core.step import StepPlan, StepResult, TokenLogprob, ints
-from inference_stack.engine.inputs import Rows, build_inputs, write_drafts
+from inference_stack.engine.inputs import Rows, write_drafts
 from inference_stack.engine.sampling import accepted, sample_inputs, token_logprobs
 from inference_stack.engine.slots import SlotTables
+from inference_stack.engine.steps import EagerStep, FixedInputs, ModelStep, RecordedStep
 from inference_stack.models.api import LoadedModel
-from inference_stack.ops.api import KvLayer, Ops, Sampled
+from inference_stack.ops.api import KvLayer, Sampled
+from inference_stack.ops.facade import BoundOps
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +37,20 @@ class Retired:
 
 
 class ModelRunner:
-    """Runs one loaded model over its lease of the arena. `max_sampled` bounds the logits rows computed at once."""
+    """Runs one loaded model over its lease of the arena: op by op, or from `record` on by replaying a recorded step.
+
+    `max_tokens` bounds the tokens of a step, `max_sampled` its rows and the logits computed at once.
+    """
 
     def __init__(
         self,
         loaded: LoadedModel,
-        ops: Ops,
+        ops: BoundOps,
         device: Device,
         kv: tuple[KvLayer, ...],
         tables: SlotTables,
         clock: Clock,
+        max_tokens: int,
         max_sampled: int,
     ) -> None:
         self._loaded = loaded
@@ -54,7 +60,24 @@ class ModelRunner:
         self._kv = kv
         self._tables = tables
         self._clock = clock
+        self._max_tokens = max_tokens
         self._max_sampled = max_sampled
+        self._step: ModelStep = EagerStep(loaded.model, ops, kv, tables, device)
+
+    def record(self) -> RecordedStep | None:
+        """From now on replay a recording, where the chosen ops can be recorded. Returns it."""
+        recorder = self._ops.recorder
+        if recorder is None:
+            return None
+        inputs = FixedInputs(self._kv, self._tables, self._max_tokens, self._max_sampled, self._max_sampled)
+        with torch.inference_mode():
+            recorded = RecordedStep(self._model, self._ops, recorder, inputs, self._max_tokens, self._max_sampled)
+        self._step = recorded
+        return recorded
+
+    def forget_recording(self) -> None:
+        """Run op by op again."""
+        self._step = EagerStep(self._model, self._ops, self._kv, self._tables, self._device)
 
     def launch(self, plan: StepPlan) -> Retired:
         """Execute a plan. On a CPU it has retired when this returns."""
@@ -68,12 +91,11 @@ class ModelRunner:
         rows = Rows.of(plan)
         write_drafts(plan, rows, self._tables, self._device)
         _, sampled, _ = rows.sampled()
-        inputs = build_inputs(rows, sampled, self._tables, self._kv, self._device)
-        hidden_TD = self._model.forward(self._ops, inputs)
+        output = self._step(rows, sampled)
         result = _Result(plan, rows)
-        if len(sampled):
-            self._sample(result, hidden_TD, inputs.sampled_S)
-        self._score_prompts(result, hidden_TD)
+        if output.logits_SV is not None:
+            self._sample(result, output.logits_SV)
+        self._score_prompts(result, output.hidden_TD)
         return result
 
     def _update_tables(self, plan: StepPlan) -> None:
@@ -82,8 +104,7 @@ class ModelRunner:
         for group, delta in enumerate(plan.blocks):
             self._tables.extend(group, delta)
 
-    def _sample(self, result: _Result, hidden_TD: Tensor, sampled_S: Tensor) -> None:
-        logits_SV = self._model.logits(self._ops, self._ops.select(hidden_TD, sampled_S))
+    def _sample(self, result: _Result, logits_SV: Tensor) -> None:
         wanted = sample_inputs(
             result.plan, result.rows, self._tables, self._loaded.eos_tokens, self._model.vocab_size, self._device
         )

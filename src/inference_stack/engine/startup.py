@@ -25,7 +25,7 @@ from inference_stack.kv.slabs import SlabPool
 from inference_stack.models.api import LoadedModel
 from inference_stack.models.loader import load_model
 from inference_stack.ops.facade import BoundOps
-from inference_stack.ops.registry import build_ops
+from inference_stack.ops.registry import OPS, build_ops, default_registry
 from inference_stack.ops.workspace import Workspace
 from inference_stack.scheduler.limits import SchedulerLimits
 from inference_stack.scheduler.scheduler import Scheduler
@@ -70,7 +70,7 @@ class Startup:
         """Load everything. Raises `InferenceError` for what cannot be served."""
         account = self._account
         workspace = Workspace(max_tokens=self._engine.max_batch_tokens, max_samples=self._engine.max_running)
-        ops = build_ops(workspace)
+        ops = self._ops(workspace)
         with account.stage("weights"):
             loaded = [self._load(entry, ops) for entry in self._config.models]
         with account.stage("KV memory"):
@@ -85,11 +85,24 @@ class Startup:
         models = tuple(info for _, info in served)
         return core, Ready(models=models, ledger=account.close(), kv_memory=arena.geometry.arena_bytes)
 
+    def _ops(self, workspace: Workspace) -> BoundOps:
+        wanted = self._engine.kernels
+        if wanted == "torch":
+            return build_ops(workspace, prefer=dict.fromkeys(OPS, "reference"))
+        try:
+            registry = default_registry(self._device.threads, "" if wanted == "auto" else wanted)
+        except ValueError as error:
+            raise invalid(f"{error}.", param="engine.kernels") from error
+        return build_ops(workspace, registry=registry)
+
     def _load(self, entry: ModelEntry, ops: BoundOps) -> Loaded:
         files = resolve(entry.model, cache_folder(self._config.cache_dir), offline=True)
-        model = load_model(files, max_positions=self._engine.max_model_len)
-        for linear in model.linears:
-            ops.prepare(linear)
+        model = load_model(
+            files,
+            max_positions=self._engine.max_model_len,
+            dequantise=self._engine.weights == "float32",
+            prepare=ops.prepare,
+        )
         context = model.model.max_positions
         return Loaded(
             name=entry.name or files.name,
@@ -114,16 +127,22 @@ class Startup:
                 f"KV memory holds no sequence of {SHORTEST_USEFUL} tokens; raise --kv-memory", param="engine.kv_memory"
             )
         lease = arena.lease(loaded.groups)
-        most = self._engine.max_running
-        tables = SlotTables(self._device, most, longest, lease.groups)
+        rows, tokens = self._engine.max_running, self._engine.max_batch_tokens
+        tables = SlotTables(self._device, rows, longest, lease.groups)
         self._account.memory.append((f"{loaded.name}: slot tables", tables.nbytes))
-        runner = ModelRunner(loaded.model, ops, self._device, lease.layers(), tables, self._clock, most)
+        runner = ModelRunner(loaded.model, ops, self._device, lease.layers(), tables, self._clock, tokens, rows)
+        # What a recording holds on to is measured along with what a step takes beside it.
+        recorded = runner.record() if self._engine.recorded_steps else None
+        runner.forget_recording()
         warm_up(runner, loaded.name, len(loaded.groups))
+        del recorded
         return Placed(loaded, kv, runner, longest)
 
     def _serve(self, placed: Placed, ops: BoundOps) -> tuple[Instance, ModelInfo]:
         loaded, model = placed.loaded, placed.loaded.model
         many = min(placed.longest - 1, self._engine.max_batch_tokens)
+        if self._engine.recorded_steps:
+            placed.runner.record()
         step_time = time_steps(placed.runner, loaded.name, len(loaded.groups), many)
         scheduler = Scheduler(self._limits(placed), placed.kv, prior=step_time)
         info = ModelInfo(
@@ -155,7 +174,6 @@ class Startup:
         models = [(one.loaded.name, one.loaded.model, one.longest) for one in placed]
         account.memory = [
             *((f"{name}: weights ({model.quantisation})", model.weight_bytes) for name, model, _ in models),
-            ("packed copies of shared weights", ops.packed_bytes),
             ("KV memory", arena.geometry.arena_bytes),
             ("workspace", ops.workspace.nbytes),
             *account.memory,

@@ -16,7 +16,8 @@ from inference_stack.ops.workspace import Workspace
 class Implementation:
     """One way to run one op. `speed` orders those that can run (higher first); `refuses` gives the reason it cannot, or None.
 
-    `recorder` is what can record steps made of this and the other ops that name the same one.
+    `recorder` is what can record steps made of this and the other ops that name the same one. `numerics` names what decides the
+    result's bits when neither torch nor the processor has a part in it.
     """
 
     op: str
@@ -25,3 +26,4 @@ class Implementation:
     refuses: Callable[[torch.device], str | None]
     build: Callable[[Workspace], Callable[..., Any]]
     recorder: Recorder | None = None
+    numerics: str = ""

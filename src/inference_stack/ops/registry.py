@@ -118,5 +118,6 @@ def build_ops(
     choices = {}
     for op in OPS:
         implementation, reason = registry.choose(op, workspace.device, wanted.get(op))
-        choices[op] = Choice(implementation.build(workspace), implementation.name, reason, implementation.recorder)
+        run = implementation.build(workspace)
+        choices[op] = Choice(run, implementation.name, reason, implementation.recorder, implementation.numerics)
     return BoundOps(choices, workspace)

@@ -24,6 +24,8 @@ BUILDERS: Final[dict[str, Build]] = {
     "act_mul": lambda native, workspace: CpuRows(native, workspace).act_mul,
     "select": lambda native, workspace: CpuRows(native, workspace).select,
 }
+NUMERICS: Final = "native 1"
+"""All kernel sets give the same bits, with any number of threads. The number changes when the bits of any op do."""
 SPEED: Final = 10
 SPEED_PORTABLE: Final = -1
 """Portable kernels are there for the self-check and for the bits; torch is faster."""
@@ -53,6 +55,7 @@ def _present(op: str, build: Build, native: Native, name: str, speed: int) -> Im
         refuses=_on_cpu,
         build=lambda workspace: build(native, workspace),
         recorder=native,
+        numerics=NUMERICS,
     )
 
 

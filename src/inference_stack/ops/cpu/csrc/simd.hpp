@@ -225,20 +225,45 @@ inline void store_bf16(uint16_t* p, F a) {
 }
 
 // Sum and maximum of the lanes, in a fixed tree: i with i+8, then i+4, i+2, i+1.
+#if defined(ISTACK_AVX512) || defined(ISTACK_AVX2)
+inline __m256 lower(F a) {
+#if defined(ISTACK_AVX512)
+  return _mm512_castps512_ps256(a.v);
+#else
+  return a.a;
+#endif
+}
+inline __m256 upper(F a) {
+#if defined(ISTACK_AVX512)
+  return _mm512_extractf32x8_ps(a.v, 1);
+#else
+  return a.b;
+#endif
+}
 inline float sum(F a) {
-  float v[LANES];
-  store(v, a);
-  for (int half = 8; half > 0; half /= 2)
-    for (int i = 0; i < half; i++) v[i] = v[i] + v[i + half];
-  return v[0];
+  const __m256 eight = _mm256_add_ps(lower(a), upper(a));
+  __m128 v = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+  return _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)));
 }
 inline float largest(F a) {
-  float v[LANES];
-  store(v, a);
-  for (int half = 8; half > 0; half /= 2)
-    for (int i = 0; i < half; i++) v[i] = v[i] > v[i + half] ? v[i] : v[i + half];
-  return v[0];
+  const __m256 eight = _mm256_max_ps(lower(a), upper(a));
+  __m128 v = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  v = _mm_max_ps(v, _mm_movehl_ps(v, v));
+  return _mm_cvtss_f32(_mm_max_ss(v, _mm_movehdup_ps(v)));
 }
+#else
+inline float sum(F a) {
+  for (int half = 8; half > 0; half /= 2)
+    for (int i = 0; i < half; i++) a.v[i] = a.v[i] + a.v[i + half];
+  return a.v[0];
+}
+inline float largest(F a) {
+  for (int half = 8; half > 0; half /= 2)
+    for (int i = 0; i < half; i++) a.v[i] = a.v[i] > a.v[i + half] ? a.v[i] : a.v[i + half];
+  return a.v[0];
+}
+#endif
 
 // e^x to 1 ulp or so: x = n ln 2 + r, |r| ≤ ln 2 / 2, a polynomial in r, times 2^n. Below -87.3 it is 0; above 88.7 infinity.
 inline F exp(F x) {

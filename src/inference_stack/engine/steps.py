@@ -1,0 +1,139 @@
+"""How one step of the model is executed: op by op, or as a recording of it that is replayed.
+
+    EagerStep      Rows ─▶ StepInputs of the step's size ─▶ model.forward, model.logits
+    RecordedStep   Rows ─▶ numbers into inputs of the largest size, at fixed addresses ─▶ one native call
+
+Both leave hidden states and logits in the workspace. The recording was made by the same model code; it is never written down twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inference_stack.core.request import BLOCK_TOKENS
+from inference_stack.core.seams import Device
+from inference_stack.engine.inputs import Rows, build_inputs
+from inference_stack.engine.slots import SlotTables
+from inference_stack.models.api import Model
+from inference_stack.ops.api import GroupTable, KvLayer, Ops, StepInputs
+from inference_stack.ops.facade import Recorder, Timing
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """hidden_TD, and logits_SV of the sampled tokens (None when there are none). Valid until the next step."""
+
+    hidden_TD: Tensor
+    logits_SV: Tensor | None
+
+
+class ModelStep(Protocol):
+    """Runs the model over a step's rows. `sampled` int64 [S] lists the query tokens whose logits are wanted."""
+
+    def __call__(self, rows: Rows, sampled: np.ndarray) -> StepOutput:
+        """Compute one step."""
+        ...
+
+
+class EagerStep:
+    """Every op is called when the model calls it."""
+
+    def __init__(self, model: Model, ops: Ops, kv: tuple[KvLayer, ...], tables: SlotTables, device: Device) -> None:
+        self._model = model
+        self._ops = ops
+        self._kv = kv
+        self._tables = tables
+        self._device = device
+
+    def __call__(self, rows: Rows, sampled: np.ndarray) -> StepOutput:
+        """Compute one step."""
+        inputs = build_inputs(rows, sampled, self._tables, self._kv, self._device)
+        hidden_TD = self._model.forward(self._ops, inputs)
+        if len(sampled) == 0:
+            return StepOutput(hidden_TD, None)
+        return StepOutput(hidden_TD, self._model.logits(self._ops, self._ops.select(hidden_TD, inputs.sampled_S)))
+
+
+class FixedInputs:
+    """`StepInputs` of the largest step, whose memory every step fills as far as it needs. Lives on the host."""
+
+    def __init__(self, kv: tuple[KvLayer, ...], tables: SlotTables, tokens: int, rows: int, samples: int) -> None:
+        self._tables = tables
+        blocks = tables.entries[0].shape[1]
+        zeros = {name: torch.zeros(tokens, dtype=torch.int64) for name in ("tokens", "positions", "row", "offset")}
+        self._context, self._cu_q = torch.zeros(rows, dtype=torch.int64), torch.zeros(rows + 1, dtype=torch.int64)
+        self._sampled = torch.zeros(samples, dtype=torch.int64)
+        groups = [
+            (torch.zeros((rows, blocks), dtype=torch.int64), torch.zeros(tokens, dtype=torch.int64))
+            for _ in tables.entries
+        ]
+        self.inputs = StepInputs(
+            tokens_T=zeros["tokens"],
+            positions_T=zeros["positions"],
+            row_T=zeros["row"],
+            context_R=self._context,
+            cu_q_X=self._cu_q,
+            cu_q=(),
+            context=(),
+            kv=kv,
+            tables=tuple(
+                GroupTable(entry_RB=entry_RB, entry_T=entry_T, offset_T=zeros["offset"]) for entry_RB, entry_T in groups
+            ),
+            sampled_S=self._sampled,
+        )
+        self._columns = {name: column.numpy() for name, column in zeros.items()}
+        self._groups = [(entry_RB.numpy(), entry_T.numpy()) for entry_RB, entry_T in groups]
+        self._known = tables.tokens.numpy()
+        self._entries = [entries.numpy() for entries in tables.entries]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the columns."""
+        tables = sum(entry_RB.nbytes + entry_T.nbytes for entry_RB, entry_T in self._groups)
+        return tables + sum(column.nbytes for column in self._columns.values())
+
+    def fill(self, rows: Rows, sampled: np.ndarray) -> None:
+        """The columns of one step."""
+        count, tokens = len(rows.slots), int(rows.cu_q[-1])
+        row, positions, offset = (self._columns[name][:tokens] for name in ("row", "positions", "offset"))
+        row[:] = np.repeat(np.arange(count), rows.num_tokens)
+        np.add(np.arange(tokens), (rows.start - rows.cu_q[:-1])[row], out=positions)
+        slot, block = rows.slots[row], positions // BLOCK_TOKENS
+        np.remainder(positions, BLOCK_TOKENS, out=offset)
+        self._columns["tokens"][:tokens] = self._known[slot, positions]
+        self._context.numpy()[:count] = rows.context
+        self._cu_q.numpy()[: count + 1] = rows.cu_q
+        self._sampled.numpy()[: len(sampled)] = sampled
+        width = -(-int(rows.context.max()) // BLOCK_TOKENS)
+        for (entry_RB, entry_T), entries in zip(self._groups, self._entries, strict=True):
+            entry_T[:tokens] = entries[slot, block]
+            entry_RB[:count, :width] = entries[rows.slots, :width]
+
+
+class RecordedStep:
+    """The model's step as one native call. Made once the workspace is sealed; `timings` asks for each operation's time."""
+
+    def __init__(
+        self, model: Model, ops: Ops, recorder: Recorder, inputs: FixedInputs, max_tokens: int, max_samples: int
+    ) -> None:
+        self._inputs = inputs
+        with recorder.record(max_tokens, max_samples) as finish:
+            self._hidden_TD = model.forward(ops, inputs.inputs)
+            self._logits_SV = model.logits(ops, ops.select(self._hidden_TD, inputs.inputs.sampled_S))
+            self._recording = finish()
+        self.timings: list[Timing] | None = None
+
+    def __call__(self, rows: Rows, sampled: np.ndarray) -> StepOutput:
+        """Compute one step."""
+        self._inputs.fill(rows, sampled)
+        tokens, samples = int(rows.cu_q[-1]), len(sampled)
+        if self.timings is None:
+            self._recording.run(tokens, len(rows.slots), samples)
+        else:
+            self.timings += self._recording.profile(tokens, len(rows.slots), samples)
+        return StepOutput(self._hidden_TD[:tokens], self._logits_SV[:samples] if samples else None)

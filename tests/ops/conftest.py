@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from inference_stack.ops.facade import BoundOps
-from tests.ops.parts import make_ops
+from tests.ops.parts import make_ops, native_sets
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -20,7 +20,7 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="session")
-def ops() -> BoundOps:
-    """The reference ops, measuring."""
-    return make_ops()
+@pytest.fixture(scope="session", params=["torch", *native_sets()])
+def ops(request: pytest.FixtureRequest) -> BoundOps:
+    """The reference ops, then every native kernel set, measuring."""
+    return make_ops(kernels=request.param)

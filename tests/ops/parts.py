@@ -10,16 +10,26 @@ from torch import Tensor
 
 from inference_stack.core.kv_spec import KvGroupSpec
 from inference_stack.ops.api import GroupTable, HeadSpec, KvLayer, Rope, SampleInputs, StepInputs
+from inference_stack.ops.cpu.native import extension
 from inference_stack.ops.facade import BoundOps
-from inference_stack.ops.registry import build_ops
+from inference_stack.ops.registry import OPS, build_ops, default_registry
 from inference_stack.ops.workspace import Workspace
 
 BLOCK = 16
 
 
-def make_ops(max_tokens: int = 2048, max_samples: int = 256) -> BoundOps:
-    """The reference over a workspace that still measures."""
-    return build_ops(Workspace(max_tokens=max_tokens, max_samples=max_samples))
+def make_ops(max_tokens: int = 2048, max_samples: int = 256, kernels: str = "torch", threads: int = 2) -> BoundOps:
+    """Ops over a workspace that still measures: the torch reference, or a native kernel set."""
+    workspace = Workspace(max_tokens=max_tokens, max_samples=max_samples)
+    if kernels == "torch":
+        return build_ops(workspace, prefer=dict.fromkeys(OPS, "reference"))
+    return build_ops(workspace, registry=default_registry(threads, kernels))
+
+
+def native_sets() -> list[str]:
+    """The native kernel sets of this machine; none where the extension is not built."""
+    module = extension()
+    return [] if isinstance(module, str) else list(module.kernel_names())
 
 
 def rope_table(positions: int, head_dim: int, base: float = 10000.0) -> Rope:

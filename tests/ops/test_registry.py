@@ -9,7 +9,8 @@ from torch import Tensor
 from inference_stack.ops.api import HeadSpec, Linear, StepInputs
 from inference_stack.ops.facade import BoundOps
 from inference_stack.ops.purity import TensorOperationOutsideOps, only_ops
-from inference_stack.ops.registry import OPS, Implementation, NoImplementation, build_ops, default_registry
+from inference_stack.ops.implementation import Implementation
+from inference_stack.ops.registry import OPS, NoImplementation, Registry, build_ops, reference_implementations
 from inference_stack.ops.workspace import Workspace, WorkspaceOverflow
 from tests.ops.parts import Paged, make_ops, rope_table
 
@@ -23,11 +24,11 @@ def doubling(name: str, speed: int, refusal: str | None = None) -> Implementatio
 def test_every_op_has_the_reference_and_a_reason() -> None:
     explained = make_ops().explain()
     assert set(explained) == set(OPS)
-    assert all(text.startswith("reference: the only one") for text in explained.values())
+    assert all(text.startswith("reference: preferred by configuration") for text in explained.values())
 
 
 def test_the_fastest_that_can_run_is_chosen() -> None:
-    registry = default_registry()
+    registry = Registry(reference_implementations())
     registry.add(doubling("quick", 5))
     registry.add(doubling("quickest", 9, refusal="needs an instruction set this CPU lacks"))
     ops = build_ops(Workspace(max_tokens=4, max_samples=4), registry=registry)
@@ -38,7 +39,7 @@ def test_the_fastest_that_can_run_is_chosen() -> None:
 
 
 def test_a_preference_wins_and_an_impossible_one_is_refused() -> None:
-    registry = default_registry()
+    registry = Registry(reference_implementations())
     registry.add(doubling("quick", 5, refusal="not on Tuesdays"))
     workspace = Workspace(max_tokens=4, max_samples=4)
     with pytest.raises(NoImplementation, match="not on Tuesdays"):
@@ -55,15 +56,14 @@ class OneLayer:
     def __init__(self) -> None:
         self.heads = HeadSpec(q_heads=4, kv_heads=2, head_dim=16, rope=rope_table(256, 16))
         self.page = Paged(self.heads, granules=2)
-        self.table_VD = torch.randn(50, 32)
+        self.table = Linear(weight=torch.randn(50, 32), looked_up=True)
         self.norm_D = torch.rand(32)
         self.qkv, self.out, self.up, self.down = (
-            Linear(weight_NK=torch.randn(n, k) * 0.1) for n, k in ((128, 32), (32, 64), (96, 32), (32, 48))
+            Linear(weight=torch.randn(n, k) * 0.1) for n, k in ((128, 32), (32, 64), (96, 32), (32, 48))
         )
-        self.head = Linear(weight_NK=self.table_VD)
 
     def forward(self, ops: BoundOps, step: StepInputs) -> Tensor:
-        x = ops.embed(step.tokens_T, self.table_VD)
+        x = ops.embed(step.tokens_T, self.table)
         q = ops.rope_store(ops.linear(ops.rmsnorm(x, self.norm_D, 1e-5), self.qkv), self.heads, step.kv[0], step)
         o = ops.linear(ops.attend(q, step.kv[0], step, 0.25), self.out)
         h, r = ops.add_rmsnorm(o, x, self.norm_D, 1e-5)
@@ -74,7 +74,7 @@ class OneLayer:
         return self.page.step([(self.page.sequence(torch.zeros(tokens, 1)), 0, tokens)])[0]
 
     def logits(self, ops: BoundOps, step: StepInputs) -> Tensor:
-        return ops.linear(ops.select(self.forward(ops, step), step.tokens_T[:1]), self.head)
+        return ops.linear(ops.select(self.forward(ops, step), step.tokens_T[:1]), self.table)
 
 
 def test_a_model_of_ops_alone_passes_the_purity_check() -> None:
@@ -95,7 +95,7 @@ def test_any_other_tensor_operation_is_refused(work: object) -> None:
 def test_an_op_that_raises_leaves_the_check_on() -> None:
     ops = make_ops()
     with pytest.raises(RuntimeError):
-        ops.linear(torch.randn(2, 3), Linear(weight_NK=torch.randn(4, 5)))
+        ops.linear(torch.randn(2, 3), Linear(weight=torch.randn(4, 5)))
     assert not ops.inside
 
 

@@ -8,13 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from inference_stack.ops.api import Linear
 from inference_stack.ops.facade import BoundOps
 
 
 def test_embed_scales_rows_of_the_table(ops: BoundOps) -> None:
     table = torch.randn(11, 7, dtype=torch.bfloat16)
     tokens = torch.tensor([3, 3, 10, 0])
-    assert torch.equal(ops.embed(tokens, table, 2.5), table.float()[tokens] * 2.5)
+    assert torch.equal(ops.embed(tokens, Linear(weight=table), 2.5), table.float()[tokens] * 2.5)
 
 
 def test_select_copies_rows_and_counts_samples(ops: BoundOps) -> None:

@@ -64,9 +64,7 @@ def awq(case: Case) -> AwqMatrix:
 def gptq(case: Case, bits: int = 4, less_one: bool = False, with_order: bool = True) -> GptqMatrix:
     parts = packers.gptq(case.codes, case.zeros, case.scales, case.g_idx, bits, less_one)
     g_idx = parts["g_idx"] if with_order else None
-    arrays = GptqArrays(
-        qweight=parts["qweight"], qzeros=parts["qzeros"], scales=view(parts["scales"]), g_idx=g_idx
-    )
+    arrays = GptqArrays(qweight=parts["qweight"], qzeros=parts["qzeros"], scales=view(parts["scales"]), g_idx=g_idx)
     return GptqMatrix("m", arrays, bits, less_one)
 
 

@@ -126,6 +126,8 @@ def test_a_file_of_the_wrong_size_does_not_count_as_present(tmp_path: Path) -> N
 
 
 def test_resolving_needs_no_torch() -> None:
-    imports = "inference_stack.artifacts.resolve, inference_stack.artifacts.gguf_blocks, inference_stack.artifacts.packed"
+    imports = (
+        "inference_stack.artifacts.resolve, inference_stack.artifacts.gguf_blocks, inference_stack.artifacts.packed"
+    )
     code = f"import sys, {imports}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

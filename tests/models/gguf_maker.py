@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
-from gguf.quants import quantize
+import torch
+from gguf.quants import dequantize, quantize
 from transformers import PreTrainedModel
 
 from inference_stack.artifacts.files import ModelFiles
 from inference_stack.artifacts.resolve import resolve
+from tests.artifacts.blocks import random_blocks
 
 ARCHITECTURES = {
     "llama": gguf.MODEL_ARCH.LLAMA,
@@ -21,9 +24,20 @@ ARCHITECTURES = {
     "gemma3_text": gguf.MODEL_ARCH.GEMMA3,
 }
 
+RANDOM_SIZES = {"Q4_K": 1e-4, "Q5_K": 5e-5, "Q6_K": 1e-4}
+"""How large a block's scale shall be for weights of a plausible size."""
 
-def write(model: PreTrainedModel, path: Path, quantisation: gguf.GGMLQuantizationType) -> ModelFiles:
-    """The model with its matrices quantised, as a converter would write it."""
+Kind = gguf.GGMLQuantizationType
+Choose = Callable[[str], Kind]
+"""From a parameter's name to the type that it is stored in."""
+
+
+def write(model: PreTrainedModel, path: Path, quantisation: Kind | Choose) -> ModelFiles:
+    """The model with its matrices quantised, as a converter would write it. The model is given the numbers of the file.
+
+    Types that the format's package cannot make get random blocks.
+    """
+    choose = quantisation if not isinstance(quantisation, Kind) else lambda name: quantisation
     architecture = ARCHITECTURES[model.config.model_type]
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[architecture])
     _metadata(writer, model.config)
@@ -33,8 +47,13 @@ def write(model: PreTrainedModel, path: Path, quantisation: gguf.GGMLQuantizatio
         values = _converted(name, parameter.detach().numpy(), model.config)
         if values.ndim == 1:
             writer.add_tensor(own, values)
-        else:
-            writer.add_tensor(own, quantize(values, quantisation), raw_dtype=quantisation)
+            parameter.data = torch.from_numpy(_restored(name, values, model.config))
+            continue
+        kind = choose(name)
+        raw = _packed(values, kind)
+        writer.add_tensor(own, raw, raw_dtype=kind)
+        numbers = dequantize(raw, kind).astype(np.float32).reshape(values.shape)
+        parameter.data = torch.from_numpy(_restored(name, numbers, model.config))
     if model.config.model_type == "llama" and model.config.rope_parameters["rope_type"] == "llama3":
         writer.add_tensor("rope_freqs.weight", _llama3_divisors(model))
     writer.write_header_to_file()
@@ -42,6 +61,12 @@ def write(model: PreTrainedModel, path: Path, quantisation: gguf.GGMLQuantizatio
     writer.write_tensors_to_file()
     writer.close()
     return resolve(str(path), path.parent)
+
+
+def _packed(values: np.ndarray, kind: Kind) -> np.ndarray:
+    if kind.name in RANDOM_SIZES:
+        return random_blocks(kind, *values.shape, size=RANDOM_SIZES[kind.name], seed=values.size)
+    return quantize(values, kind)
 
 
 def _metadata(writer: gguf.GGUFWriter, config: Any) -> None:
@@ -74,12 +99,32 @@ def _rope(writer: gguf.GGUFWriter, config: Any) -> None:
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
 
 
+def _restored(name: str, values: np.ndarray, config: Any) -> np.ndarray:
+    """The inverse of `_converted`."""
+    if _holds_one(name, config):
+        return values - 1
+    heads = _interleaved_heads(name, config)
+    if heads is None:
+        return values
+    pairs = values.reshape(heads, values.shape[0] // heads // 2, 2, *values.shape[1:])
+    return np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(values.shape))
+
+
+def _holds_one(name: str, config: Any) -> bool:
+    return config.model_type == "gemma3_text" and name.endswith("norm.weight")
+
+
+def _interleaved_heads(name: str, config: Any) -> int | None:
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
+    return heads if ARCHITECTURES[config.model_type] == gguf.MODEL_ARCH.LLAMA else None
+
+
 def _converted(name: str, values: np.ndarray, config: Any) -> np.ndarray:
     """Llama's q and k rows in interleaved rotary order; Gemma's norms with their 1."""
-    if config.model_type == "gemma3_text" and name.endswith("norm.weight"):
+    if _holds_one(name, config):
         return values + 1
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
-    if heads is None or ARCHITECTURES[config.model_type] != gguf.MODEL_ARCH.LLAMA:
+    heads = _interleaved_heads(name, config)
+    if heads is None:
         return values
     halves = values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
     return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(values.shape))

@@ -18,6 +18,7 @@ from inference_stack.core.errors import InferenceError
 from inference_stack.core.kv_spec import KvGroupSpec
 from inference_stack.models.loader import load_model, read_config, state_dict
 from inference_stack.models.registry import ARCHITECTURES, supported
+from inference_stack.ops.api import Linear
 from tests.models import tiny
 
 
@@ -82,7 +83,7 @@ REFUSED = {
         "architectures": ["FalconForCausalLM"]
     },
     "none named (model_type 'llama')": {"architectures": None},
-    "quantised with 'gptq'": {"quantization_config": {"quant_method": "gptq"}},
+    "quantised with 'bitsandbytes'": {"quantization_config": {"quant_method": "bitsandbytes"}},
     "RoPE type 'longrope' is not supported": {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}},
     "RoPE type 'dynamic' is not supported": {"rope_parameters": None, "rope_scaling": {"type": "dynamic", "factor": 2}},
     "Activation 'relu' is not supported": {"hidden_act": "relu"},
@@ -128,12 +129,40 @@ def test_shards_load_like_one_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "stored"), [(torch.bfloat16, "bf16"), (torch.float16, "fp16")])
-def test_half_precision_files_are_widened(tmp_path: Path, dtype: torch.dtype, stored: str) -> None:
-    files = tiny.save(tiny.make("llama").to(dtype), tmp_path)
-    loaded = load_model(files)
-    assert loaded.quantisation == f"fp32 from {stored}"
-    assert loaded.model.table_VD.dtype == torch.float32  # type: ignore[attr-defined]
-    assert load_model(files, dtype).quantisation == stored
+def test_half_precision_matrices_stay_as_they_are(tmp_path: Path, dtype: torch.dtype, stored: str) -> None:
+    loaded = load_model(tiny.save(tiny.make("llama").to(dtype), tmp_path))
+    assert loaded.quantisation == stored
+    assert all(isinstance(linear.weight, torch.Tensor) and linear.weight.dtype == dtype for linear in loaded.linears)
+    assert loaded.model.norm_D.dtype == torch.float32  # type: ignore[attr-defined]
+
+
+def test_matrices_are_converted_when_asked(tmp_path: Path) -> None:
+    files = tiny.save(tiny.make("llama").to(torch.bfloat16), tmp_path)
+    loaded = load_model(files, torch.float32)
+    assert loaded.quantisation == "fp32 from bf16"
+    table = loaded.linears[0].weight
+    assert isinstance(table, torch.Tensor) and torch.equal(table, state_dict(files)["model.embed_tokens.weight"])
+
+
+def test_every_projection_is_prepared_once_when_it_is_filled(llama: ModelFiles) -> None:
+    prepared: list[tuple[int, tuple[int, ...]]] = []
+    loaded = load_model(llama, prepare=lambda linear: prepared.append((id(linear), tuple(linear.weight.shape))))
+    expected = [(id(linear), tuple(linear.weight.shape)) for linear in loaded.linears]
+    assert sorted(prepared) == sorted(expected) and len(expected) == 14
+
+
+def test_a_prepare_that_fails_is_not_lost(llama: ModelFiles) -> None:
+    def fails(linear: Linear) -> None:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        load_model(llama, prepare=fails)
+
+
+def test_a_tied_head_is_the_table_itself(tmp_path: Path) -> None:
+    loaded = load_model(tiny.save(tiny.make("llama-tied-mqa"), tmp_path))
+    assert loaded.model.head is loaded.model.table  # type: ignore[attr-defined]
+    assert [linear.looked_up for linear in loaded.linears] == [True] + [False] * 12
 
 
 def test_every_parameter_is_in_memory_once(llama: ModelFiles) -> None:

@@ -40,18 +40,40 @@ def loaded(files: ModelFiles) -> LoadedModel:
 
 
 @pytest.fixture(scope="module")
+def dequantised(files: ModelFiles) -> LoadedModel:
+    return load_model(files, dequantise=True)
+
+
+@pytest.fixture(scope="module")
 def oracle(files: ModelFiles) -> PreTrainedModel:
     return llama_oracle(files)
 
 
-def test_the_file_is_described_truly(loaded: LoadedModel) -> None:
-    assert (loaded.architecture, loaded.quantisation, loaded.eos_tokens) == ("llama", "fp32 from Q4_1", (2,))
-    assert loaded.weight_bytes == 538_060_032
+def test_the_file_is_described_truly(loaded: LoadedModel, files: ModelFiles) -> None:
+    assert (loaded.architecture, loaded.eos_tokens) == ("llama", (2,))
+    assert loaded.quantisation == "w4g32 from Q4_1, w8g32 from Q8_0"
+    assert loaded.weight_bytes < files.total_bytes
 
 
-def test_prompt_logits_equal_transformers(loaded: LoadedModel, oracle: PreTrainedModel, prompt: list[int]) -> None:
-    logits_TV = PagedModel(loaded.model, ops(), rows=1, max_tokens=32).step([prompt])
+def test_dequantised_it_is_described_truly(dequantised: LoadedModel) -> None:
+    assert dequantised.quantisation == "fp32 from Q4_1, fp32 from Q8_0"
+    assert dequantised.weight_bytes == 538_060_032
+
+
+def test_prompt_logits_of_dequantised_weights_equal_transformers(
+    dequantised: LoadedModel, oracle: PreTrainedModel, prompt: list[int]
+) -> None:
+    logits_TV = PagedModel(dequantised.model, ops(), rows=1, max_tokens=32).step([prompt])
     torch.testing.assert_close(logits_TV, tiny.oracle_logits(oracle, prompt), rtol=1e-3, atol=2e-3)
+
+
+def test_prompt_logits_of_quantised_weights_are_close(
+    loaded: LoadedModel, oracle: PreTrainedModel, prompt: list[int]
+) -> None:
+    logits_TV = PagedModel(loaded.model, ops(), rows=1, max_tokens=32).step([prompt])
+    expected = tiny.oracle_logits(oracle, prompt).log_softmax(-1)
+    divergence = torch.nn.functional.kl_div(logits_TV.log_softmax(-1), expected, reduction="batchmean", log_target=True)
+    assert divergence < 0.02
 
 
 def test_greedy_tokens_equal_transformers(loaded: LoadedModel, oracle: PreTrainedModel, prompt: list[int]) -> None:

@@ -108,14 +108,17 @@ class Weights:
         return sum(linear.weight.nbytes for linear in self.linears) + sum(t.nbytes for t in [*self._small, *biases])
 
     def describe(self) -> str:
-        """The forms that matrices are executed in and what they were, those of most bytes first: "w4g32 from Q4_1"."""
-        sizes: Counter[str] = Counter()
+        """The forms that matrices are executed in and what they were: quantised ones first, then those of most bytes."""
+        sizes: Counter[tuple[bool, str]] = Counter()
         spoilt: Counter[str] = Counter()
         for plan in self._plans:
-            sizes[plan.describe()] += sum(part.layout.nbytes for part in plan.parts)
-            spoilt[plan.describe()] += plan.spoilt and not self._dense
-        ranked = sorted(sizes, key=lambda kind: (-sizes[kind], kind))
-        return ", ".join(f"{kind} in {spoilt[kind]} of {len(self._plans)}" if spoilt[kind] else kind for kind in ranked)
+            kind = plan.describe()
+            sizes[plan.form is None, kind] += sum(part.layout.nbytes for part in plan.parts)
+            spoilt[kind] += plan.spoilt and not self._dense
+        ranked = sorted(sizes, key=lambda key: (key[0], -sizes[key], key[1]))
+        return ", ".join(
+            f"{kind} in {spoilt[kind]} of {len(self._plans)}" if spoilt[kind] else kind for _, kind in ranked
+        )
 
     def _part(self, name: str, shape: tuple[int, ...]) -> Part:
         layout = self._source.layout(name)

@@ -15,6 +15,7 @@ from inference_stack.core.seams import Clock, InFlightStep, Runner
 from inference_stack.core.stats import InstanceStats
 from inference_stack.core.step import TokenDelta
 from inference_stack.scheduler.scheduler import Scheduler
+from inference_stack.telemetry.laps import Laps, NoLaps
 
 
 @dataclass(slots=True)
@@ -53,6 +54,12 @@ class EngineCore:
         self._depth = depth
         self._refused: list[TokenDelta] = []
         self.steps = 0
+        self.laps: Laps = NoLaps()
+
+    @property
+    def instances(self) -> tuple[Instance, ...]:
+        """The served models."""
+        return tuple(self._instances.values())
 
     @property
     def has_work(self) -> bool:
@@ -106,6 +113,7 @@ class EngineCore:
         began = self._clock.now()
         plan = instance.scheduler.plan(began)
         instance.schedule_seconds += self._clock.now() - began
+        self.laps.lap("scheduler: plan")
         if plan is not None:
             instance.in_flight.append(instance.runner.launch(plan))
         deltas: list[TokenDelta] = []
@@ -115,5 +123,6 @@ class EngineCore:
             began = self._clock.now()
             deltas += instance.scheduler.advance(result, began)
             instance.schedule_seconds += self._clock.now() - began
+            self.laps.lap("scheduler: advance")
             self.steps += 1
         return deltas + instance.scheduler.drain_deltas()

@@ -23,6 +23,7 @@ from inference_stack.engine.steps import EagerStep, FixedInputs, ModelStep, Reco
 from inference_stack.models.api import LoadedModel
 from inference_stack.ops.api import KvLayer, Sampled
 from inference_stack.ops.facade import BoundOps
+from inference_stack.telemetry.laps import Laps, NoLaps
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,8 @@ class ModelRunner:
         self._clock = clock
         self._max_tokens = max_tokens
         self._max_sampled = max_sampled
-        self._step: ModelStep = EagerStep(loaded.model, ops, kv, tables, device)
+        self.step: ModelStep = EagerStep(loaded.model, ops, kv, tables, device)
+        self.laps: Laps = NoLaps()
 
     def record(self) -> RecordedStep | None:
         """From now on replay a recording, where the chosen ops can be recorded. Returns it."""
@@ -72,12 +74,12 @@ class ModelRunner:
         inputs = FixedInputs(self._kv, self._tables, self._max_tokens, self._max_sampled, self._max_sampled)
         with torch.inference_mode():
             recorded = RecordedStep(self._model, self._ops, recorder, inputs, self._max_tokens, self._max_sampled)
-        self._step = recorded
+        self.step = recorded
         return recorded
 
     def forget_recording(self) -> None:
         """Run op by op again."""
-        self._step = EagerStep(self._model, self._ops, self._kv, self._tables, self._device)
+        self.step = EagerStep(self._model, self._ops, self._kv, self._tables, self._device)
 
     def launch(self, plan: StepPlan) -> Retired:
         """Execute a plan. On a CPU it has retired when this returns."""
@@ -91,11 +93,13 @@ class ModelRunner:
         rows = Rows.of(plan)
         write_drafts(plan, rows, self._tables, self._device)
         _, sampled, _ = rows.sampled()
-        output = self._step(rows, sampled)
+        self.laps.lap("slot tables")
+        output = self.step(rows, sampled, self.laps)
         result = _Result(plan, rows)
         if output.logits_SV is not None:
             self._sample(result, output.logits_SV)
         self._score_prompts(result, output.hidden_TD)
+        self.laps.lap("result")
         return result
 
     def _update_tables(self, plan: StepPlan) -> None:
@@ -108,7 +112,9 @@ class ModelRunner:
         wanted = sample_inputs(
             result.plan, result.rows, self._tables, self._loaded.eos_tokens, self._model.vocab_size, self._device
         )
+        self.laps.lap("sampling: columns")
         chosen = self._ops.sample(logits_SV, wanted)
+        self.laps.lap("sampling: kernel")
         row, _, position = result.rows.sampled()
         slots = self._device.upload(result.rows.slots[row])
         self._tables.write(slots, self._device.upload(position), chosen.tokens_S)

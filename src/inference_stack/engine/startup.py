@@ -66,6 +66,11 @@ class Startup:
         self._account = account
         self._device = CpuDevice(config.node.threads)
 
+    @property
+    def threads(self) -> int:
+        """CPU threads that the engine computes with."""
+        return self._device.threads
+
     def run(self) -> tuple[EngineCore, Ready]:
         """Load everything. Raises `InferenceError` for what cannot be served."""
         account = self._account

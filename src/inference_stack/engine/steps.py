@@ -22,6 +22,7 @@ from inference_stack.engine.slots import SlotTables
 from inference_stack.models.api import Model
 from inference_stack.ops.api import GroupTable, KvLayer, Ops, StepInputs
 from inference_stack.ops.facade import Recorder, Timing
+from inference_stack.telemetry.laps import Laps
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class StepOutput:
 class ModelStep(Protocol):
     """Runs the model over a step's rows. `sampled` int64 [S] lists the query tokens whose logits are wanted."""
 
-    def __call__(self, rows: Rows, sampled: np.ndarray) -> StepOutput:
+    def __call__(self, rows: Rows, sampled: np.ndarray, laps: Laps) -> StepOutput:
         """Compute one step."""
         ...
 
@@ -50,13 +51,14 @@ class EagerStep:
         self._tables = tables
         self._device = device
 
-    def __call__(self, rows: Rows, sampled: np.ndarray) -> StepOutput:
+    def __call__(self, rows: Rows, sampled: np.ndarray, laps: Laps) -> StepOutput:
         """Compute one step."""
         inputs = build_inputs(rows, sampled, self._tables, self._kv, self._device)
+        laps.lap("inputs")
         hidden_TD = self._model.forward(self._ops, inputs)
-        if len(sampled) == 0:
-            return StepOutput(hidden_TD, None)
-        return StepOutput(hidden_TD, self._model.logits(self._ops, self._ops.select(hidden_TD, inputs.sampled_S)))
+        logits_SV = self._model.logits(self._ops, self._ops.select(hidden_TD, inputs.sampled_S)) if len(sampled) else None
+        laps.lap("model")
+        return StepOutput(hidden_TD, logits_SV)
 
 
 class FixedInputs:
@@ -128,12 +130,14 @@ class RecordedStep:
             self._recording = finish()
         self.timings: list[Timing] | None = None
 
-    def __call__(self, rows: Rows, sampled: np.ndarray) -> StepOutput:
+    def __call__(self, rows: Rows, sampled: np.ndarray, laps: Laps) -> StepOutput:
         """Compute one step."""
         self._inputs.fill(rows, sampled)
+        laps.lap("inputs")
         tokens, samples = int(rows.cu_q[-1]), len(sampled)
         if self.timings is None:
             self._recording.run(tokens, len(rows.slots), samples)
         else:
             self.timings += self._recording.profile(tokens, len(rows.slots), samples)
+        laps.lap("model")
         return StepOutput(self._hidden_TD[:tokens], self._logits_SV[:samples] if samples else None)

@@ -1,19 +1,24 @@
-"""`istack bench serve`: options in, table and JSON out."""
+"""`istack bench`: options in, tables and JSON out."""
 
 from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from inference_stack.cli.bench.spec import Load
-from inference_stack.cli.options import with_settings
+from inference_stack.cli.options import ConfigFile, with_settings
 from inference_stack.config.build import Given, build
+from inference_stack.config.load import load
 
-bench = typer.Typer(help="Measure a running server.", no_args_is_help=True, rich_markup_mode=None)
+bench = typer.Typer(help="Measure a running server, or the steps of an engine.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @bench.callback()
 def _group() -> None:
-    """Measure a running server."""
+    """Measure a running server, or the steps of an engine."""
 
 
 @bench.command()
@@ -24,3 +29,21 @@ def serve(settings: list[Given]) -> None:
     from inference_stack.cli.bench.report import measure
 
     raise typer.Exit(0 if measure(load)["completed"] else 1)
+
+
+@bench.command()
+@with_settings()
+def profile(
+    settings: list[Given],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A name, a path or a Hugging Face id.")] = "smollm2",
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="Completions at once; repeat for several tables. [default: 1]")] = None,
+    context: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 128,
+    steps: Annotated[int, typer.Option(min=2, help="Decode steps to account for.")] = 200,
+    output: Annotated[Path | None, typer.Option(help="Also write the numbers here, as JSON.")] = None,
+    config: ConfigFile = None,
+) -> None:
+    """Account for every part of an engine's decode step, in this process: scheduler, inputs, each operation, sampling, IPC."""
+    from inference_stack.cli.bench.profile import profile_engine
+
+    chosen = load(config, os.environ, [*settings, Given(("models",), [model], "arguments")])
+    profile_engine(chosen, batch or [1], context, steps, output)

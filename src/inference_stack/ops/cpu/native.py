@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Final
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -84,6 +85,16 @@ class Native:
         """What a recorded operation points into must live as long as the recording; run operations need nothing kept."""
         if self._tape is not None:
             self._kept += objects
+
+    def read_bandwidth(self, clock: Callable[[], float], nbytes: int = 1 << 29) -> float:
+        """Bytes a second that all threads together read from main memory, the best of five passes over `nbytes`."""
+        memory = torch.ones(nbytes // 8, dtype=torch.int64)
+        seconds = []
+        for _ in range(5):
+            began = clock()
+            self.module.read_memory(self.pool, address(memory), nbytes)
+            seconds.append(clock() - began)
+        return nbytes / min(seconds)
 
     @contextmanager
     def record(self, most_tokens: int, most_samples: int) -> Iterator[Callable[[], Recorded]]:

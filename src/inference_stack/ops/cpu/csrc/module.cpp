@@ -7,13 +7,13 @@
 
 namespace istack {
 
-namespace {
-
 const Kernels* kernels_named(const std::string& name) {
   for (const Kernels* kernels : {avx512_kernels(), avx2_kernels(), portable_kernels()})
     if (kernels && name == kernels->name) return kernels;
   throw std::invalid_argument("no kernels called " + name + " on this processor");
 }
+
+namespace {
 
 // Fastest first.
 std::vector<std::string> kernel_names() {
@@ -79,7 +79,38 @@ void bind_rows(nb::class_<Recording>& tape) {
   });
 }
 
+// Reads memory front to back and does nothing else: the limit that decoding alone is measured against.
+class ReadMemory : public Entry {
+ public:
+  ReadMemory(const uint64_t* data, int64_t words) : data_(data), words_(words) {}
+  int64_t plan(const Step&, int) override { return words_ / WORDS; }
+  void run(const Step&, int64_t tile) const override {
+    uint64_t sums[8] = {};
+    const uint64_t* p = data_ + tile * WORDS;
+    for (int64_t i = 0; i < WORDS; i += 8)
+      for (int lane = 0; lane < 8; lane++) sums[lane] += p[i + lane];
+    uint64_t total = 0;
+    for (uint64_t sum : sums) total += sum;
+    seen_.fetch_add(total, std::memory_order_relaxed);
+  }
+  const char* name() const override { return "read"; }
+
+ private:
+  static constexpr int64_t WORDS = 1 << 15;  // 256 KiB
+  const uint64_t* data_;
+  int64_t words_;
+  mutable std::atomic<uint64_t> seen_{0};  // keeps the compiler from leaving the reads out
+};
+
+void read_memory(Pool& pool, Address data, int64_t bytes) {
+  Tape tape;
+  tape.add(std::make_unique<ReadMemory>(at<uint64_t>(data), bytes / 8));
+  pool.run(tape, {});
+}
+
 void bind_pool(nb::module_& m) {
+  m.def("read_memory", &read_memory, nb::call_guard<nb::gil_scoped_release>(),
+        "Read memory once with all threads, in pieces of 256 KiB.");
   nb::class_<Pool>(m, "Pool")
       .def(nb::init<int>())
       .def_prop_ro("threads", &Pool::threads)

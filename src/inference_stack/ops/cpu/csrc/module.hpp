@@ -3,6 +3,7 @@
 
 #include <nanobind/nanobind.h>
 
+#include "attention_entries.hpp"
 #include "entries.hpp"
 #include "pool.hpp"
 #include "weights.hpp"
@@ -26,8 +27,12 @@ struct Recording {
   const Kernels* kernels;
   int64_t most_tokens, most_samples;
   Scratch scratch;
+  AttentionPlans plans;
   Tape tape;  // last: it ends first, and waits for threads that still look at it
 };
+
+// Throws std::invalid_argument where this build or this processor has none of that name.
+const Kernels* kernels_named(const std::string& name);
 
 void bind_attention(nb::module_& module, nb::class_<Recording>& tape);
 void bind_sampling(nb::module_& module);

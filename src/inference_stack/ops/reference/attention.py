@@ -113,7 +113,7 @@ def _query_tiles(q_THE: Tensor, batch: Batch, groups: int, scale: float) -> tupl
     heads, width = q_THE.shape[1:]
     share = heads // groups
     q = (q_THE.index_select(0, batch.query_I) * scale).view(-1, batch.queries, groups, share, width)
-    q = q.transpose(1, 2).reshape(-1, groups, batch.queries * share, width)
+    q = q.transpose(1, 2).contiguous().view(-1, groups, batch.queries * share, width)
     missing = tile_height(batch.queries, share) - batch.queries * share
     return (pad(q, (0, 0, 0, missing)) if missing else q), share
 

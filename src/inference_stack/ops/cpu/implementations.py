@@ -7,9 +7,11 @@ from typing import Any, Final
 
 import torch
 
+from inference_stack.ops.cpu.attention import CpuAttention
 from inference_stack.ops.cpu.linear import CpuLinear
 from inference_stack.ops.cpu.native import Native, extension
 from inference_stack.ops.cpu.rows import CpuRows
+from inference_stack.ops.cpu.sampler import CpuSampler
 from inference_stack.ops.cpu.selfcheck import PORTABLE, choose
 from inference_stack.ops.implementation import Implementation
 from inference_stack.ops.workspace import Workspace
@@ -21,8 +23,12 @@ BUILDERS: Final[dict[str, Build]] = {
     "rmsnorm": lambda native, workspace: CpuRows(native, workspace).rmsnorm,
     "add_rmsnorm": lambda native, workspace: CpuRows(native, workspace).add_rmsnorm,
     "linear": CpuLinear,
+    "rope_store": lambda native, workspace: CpuAttention(native, workspace).rope_store,
+    "attend": lambda native, workspace: CpuAttention(native, workspace).attend,
     "act_mul": lambda native, workspace: CpuRows(native, workspace).act_mul,
     "select": lambda native, workspace: CpuRows(native, workspace).select,
+    "sample": lambda native, workspace: CpuSampler(native, workspace).sample,
+    "score": lambda native, workspace: CpuSampler(native, workspace).score,
 }
 NUMERICS: Final = "native 1"
 """All kernel sets give the same bits, with any number of threads. The number changes when the bits of any op do."""

@@ -9,14 +9,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from tests.artifacts.flaky import Flaky
+
 COMMIT = "c0ffee" + "0" * 34
 
 
 @contextmanager
-def serving(repo: str, files: dict[str, bytes]) -> Iterator[tuple[str, list[str]]]:
+def serving(repo: str, files: dict[str, bytes], flaky: Flaky | None = None) -> Iterator[tuple[str, list[str]]]:
     """Serve one repository on a free port; its address, and the paths of files that were downloaded."""
     fetched: list[str] = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(repo, files, fetched))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(repo, files, fetched, flaky or Flaky()))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -27,7 +29,7 @@ def serving(repo: str, files: dict[str, bytes]) -> Iterator[tuple[str, list[str]
         server.server_close()
 
 
-def _handler(repo: str, files: dict[str, bytes], fetched: list[str]) -> type[BaseHTTPRequestHandler]:
+def _handler(repo: str, files: dict[str, bytes], fetched: list[str], flaky: Flaky) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
             self.answer(body=False)
@@ -40,7 +42,8 @@ def _handler(repo: str, files: dict[str, bytes], fetched: list[str]) -> type[Bas
             name = path.removeprefix(f"/{repo}/resolve/{COMMIT}/")
             if name in files:
                 fetched.extend([name] if body else [])
-                self.send(200, files[name], body)
+                content, etag = flaky.changed.get(name, files[name]), hashlib.sha256(files[name]).hexdigest()
+                flaky.send(self, content, body, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT})
             elif path.startswith(f"/api/models/{repo}/tree/"):
                 self.send(200, json.dumps([_entry(*item) for item in files.items()]).encode(), body)
             elif path.startswith(f"/api/models/{repo}/revision/") or path == f"/api/models/{repo}":

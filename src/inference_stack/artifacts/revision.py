@@ -9,6 +9,7 @@ tampering.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -41,17 +42,19 @@ def revision(files: ModelFiles) -> str:
     return digest.hexdigest()[:REVISION_CHARS]
 
 
-def sha256(path: Path) -> str:
-    """The SHA-256 of a whole file, in hexadecimal."""
+def sha256(path: Path, seen: Callable[[int], None] | None = None) -> str:
+    """The SHA-256 of a whole file, in hexadecimal; `seen` is told the bytes done so far."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        _update_whole(digest, file)
+        _update_whole(digest, file, seen)
     return digest.hexdigest()
 
 
-def _update_whole(digest: _Hash, file: BinaryIO) -> None:
+def _update_whole(digest: _Hash, file: BinaryIO, seen: Callable[[int], None] | None = None) -> None:
     while piece := file.read(PIECE_BYTES):
         digest.update(piece)
+        if seen:
+            seen(file.tell())
 
 
 def _update_samples(digest: _Hash, file: BinaryIO, size: int) -> None:

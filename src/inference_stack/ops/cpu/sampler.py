@@ -18,8 +18,6 @@ from inference_stack.ops.workspace import Workspace
 if TYPE_CHECKING:
     from inference_stack.ops.cpu import _native
 
-Report = tuple[Tensor, Tensor, Tensor, Tensor]
-
 
 class CpuSampler:
     """`Ops.sample` and `Ops.score`."""
@@ -43,16 +41,16 @@ class CpuSampler:
         if inputs.max_top < 0:
             self._sampler.sample(job)
             return Sampled(tokens_S=tokens_S, finite_S=finite_S)
-        report = _report(rows, min(inputs.max_top, vocab))
-        job.report(columns.int64(inputs.top_S), *map(Tensor.data_ptr, report), report[2].shape[1])
+        scored = _empty_scores(rows, min(inputs.max_top, vocab))
+        job.report(columns.int64(inputs.top_S), *_addresses(scored))
         self._sampler.sample(job)
         return Sampled(
             tokens_S=tokens_S,
             finite_S=finite_S,
-            logprob_S=report[0],
-            rank_S=report[1],
-            top_ids_SK=report[2],
-            top_logprobs_SK=report[3],
+            logprob_S=scored.logprob_S,
+            rank_S=scored.rank_S,
+            top_ids_SK=scored.top_ids_SK,
+            top_logprobs_SK=scored.top_logprobs_SK,
         )
 
     def score(self, logits_SV: Tensor, tokens_S: Tensor, top: int) -> Scored:
@@ -63,10 +61,10 @@ class CpuSampler:
         job: _native.ScoreJob = self._module.ScoreJob(
             rows, vocab, logits_SV.data_ptr(), logits_SV.stride(0), columns.int64(tokens_S)
         )
-        report = _report(rows, min(top, vocab))
-        job.report(0, *map(Tensor.data_ptr, report), report[2].shape[1])
+        scored = _empty_scores(rows, min(top, vocab))
+        job.report(0, *_addresses(scored))
         self._sampler.score(job)
-        return Scored(logprob_S=report[0], rank_S=report[1], top_ids_SK=report[2], top_logprobs_SK=report[3])
+        return scored
 
 
 class _Columns:
@@ -102,13 +100,19 @@ def _rows(logits_SV: Tensor) -> Tensor:
     return logits_SV.to(torch.float32).contiguous()
 
 
-def _report(rows: int, width: int) -> Report:
-    return (
-        torch.empty(rows),
-        torch.empty(rows, dtype=torch.int64),
-        torch.empty(rows, width, dtype=torch.int64),
-        torch.empty(rows, width),
+def _empty_scores(rows: int, width: int) -> Scored:
+    return Scored(
+        logprob_S=torch.empty(rows),
+        rank_S=torch.empty(rows, dtype=torch.int64),
+        top_ids_SK=torch.empty(rows, width, dtype=torch.int64),
+        top_logprobs_SK=torch.empty(rows, width),
     )
+
+
+def _addresses(scored: Scored) -> tuple[int, int, int, int, int]:
+    """Of the columns, and the number of alternatives."""
+    ids, logprobs = scored.top_ids_SK, scored.top_logprobs_SK
+    return (scored.logprob_S.data_ptr(), scored.rank_S.data_ptr(), ids.data_ptr(), logprobs.data_ptr(), ids.shape[1])
 
 
 def _add_random(job: _native.SampleJob, columns: _Columns, inputs: SampleInputs) -> None:

@@ -24,6 +24,11 @@ def pack_dense(store: WeightStore, data: int, outputs: int, inputs: int, form: i
 def read_memory(pool: Pool, data: int, bytes: int) -> None: ...
 def kernel_names() -> Sequence[str]: ...
 
+class KvView:
+    def __init__(
+        self, arena: int, offset: int, granule: int, kv_heads: int, head_dim: int, form: int, window: int
+    ) -> None: ...
+
 class Tape:
     scratch_bytes: int
     def __init__(self, kernels: str, most_tokens: int, most_samples: int) -> None: ...
@@ -55,6 +60,38 @@ class Tape:
         self, gate_up: int, stride: int, kind: int, width: int, y: int, y_stride: int, samples: bool
     ) -> None: ...
     def select(self, index: int, x: int, x_stride: int, width: int, y: int, y_stride: int) -> None: ...
+    def rope_store(
+        self,
+        kv: KvView,
+        qkv: int,
+        qkv_stride: int,
+        q_heads: int,
+        q: int,
+        q_stride: int,
+        positions: int,
+        cosines: int,
+        sines: int,
+        q_norm: int,
+        k_norm: int,
+        eps: float,
+        entries: int,
+        offsets: int,
+    ) -> None: ...
+    def attend(
+        self,
+        kv: KvView,
+        q: int,
+        q_stride: int,
+        q_heads: int,
+        out: int,
+        out_stride: int,
+        entries: int,
+        entries_stride: int,
+        cu_q: int,
+        context: int,
+        scale: float,
+        softcap: float,
+    ) -> None: ...
 
 class Pool:
     threads: int

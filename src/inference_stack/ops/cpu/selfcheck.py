@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from inference_stack.ops.api import Linear, Quantised
+from inference_stack.ops.cpu.attention_check import attention_results
 from inference_stack.ops.cpu.linear import CpuLinear
 from inference_stack.ops.cpu.native import Native
 from inference_stack.ops.cpu.rows import CpuRows
@@ -57,6 +58,7 @@ def results(module: ModuleType, kernels: str) -> dict[str, Tensor]:
     for name, weight in _weights(generator).items():
         found[f"linear {name}"] = linear(x, weight)
         found[f"embed {name}"] = rows.embed(torch.arange(ROWS), weight)
+    found |= attention_results(native)
     return {name: value.clone().view(torch.int32) for name, value in found.items()}
 
 

@@ -68,8 +68,10 @@ def executed(quantisation: str) -> str:
     return TYPES[quantisation] if name == TYPES[quantisation] else f"{TYPES[quantisation]} from {name}"
 
 
-@pytest.mark.parametrize("quantisation", TYPES)
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3"])
+OTHER_FAMILIES = [("qwen2", "Q4_K"), ("qwen2", "Q5_K"), ("qwen2", "Q8_0"), ("gemma3", "Q4_K"), ("gemma3", "Q6_K")]
+
+
+@pytest.mark.parametrize(("family", "quantisation"), [*(("llama", kind) for kind in TYPES), *OTHER_FAMILIES])
 def test_every_type_gives_transformers_the_same_numbers_and_logits(
     family: str, quantisation: str, tmp_path: Path
 ) -> None:

@@ -57,7 +57,7 @@ def expect(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None
 
 
 def _row_chunks(rows: int, bytes_of_a_row: int) -> list[tuple[int, int]]:
-    step = max(CHUNK_BYTES // max(bytes_of_a_row, 1), 1) // 8 * 8 or 8
+    step = max(CHUNK_BYTES // bytes_of_a_row, 8)
     return [(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
@@ -65,12 +65,6 @@ def _store_zeros(out: Grouped, zero_NG: npt.NDArray[Any]) -> None:
     """Minus zero point times scale."""
     if out.zero_NG is not None:
         np.multiply(-zero_NG.astype(np.float32), out.scale_NG, out=out.zero_NG)
-
-
-def _packed_pairs(codes: Bytes) -> Bytes:
-    """Codes 0 … 15, uint8 [rows, K], two to a byte."""
-    packed: Bytes = np.bitwise_or(codes[:, 0::2], np.left_shift(codes[:, 1::2], 4))
-    return packed
 
 
 class AwqMatrix:
@@ -89,9 +83,15 @@ class AwqMatrix:
 
     def read(self, out: Grouped) -> None:
         """Fill `out`."""
-        for start, stop in _row_chunks(self.shape[0], self.shape[1]):
-            codes_KX = _awq_codes(self._qweight[:, start // 8 : stop // 8])
-            out.codes[start:stop] = (codes_KX[0::2] | codes_KX[1::2] << 4).T
+        codes = out.codes.reshape(-1, 8, self.shape[1] // 2)
+        for start, stop in _row_chunks(self.shape[0] // 8, self.shape[1] * 8):
+            even, odd = (self._qweight[side::2, start:stop].view(np.uint32) for side in (0, 1))
+            low = even & 0x0F0F0F0F | (odd & 0x0F0F0F0F) << 4
+            high = even >> 4 & 0x0F0F0F0F | odd & 0xF0F0F0F0
+            for half, words in enumerate((low, high)):
+                pairs = np.ascontiguousarray(words.T).view(np.uint8)
+                for nibble in range(half, 8, 2):
+                    codes[start:stop, AWQ_ORDER[nibble]] = pairs[:, nibble // 2 :: 4]
         out.scale_NG[:] = self._scales.fp32().T
         _store_zeros(out, _awq_codes(self._qzeros).T)
 
@@ -134,7 +134,8 @@ class GptqMatrix:
     def read(self, out: Grouped) -> None:
         """Fill `out`, columns in `order_K`."""
         for start, stop in _row_chunks(self.shape[0], self.shape[1]):
-            packed = np.ascontiguousarray(self._arrays.qweight[:, start:stop].T).view(np.uint8)
+            strip = np.ascontiguousarray(self._arrays.qweight[:, start:stop])  # close together, before it is turned
+            packed = np.ascontiguousarray(strip.T).view(np.uint8)
             out.codes[start:stop] = _ordered(packed, self.bits, self.order_K)
         out.scale_NG[:] = self._arrays.scales.fp32().T
         _store_zeros(out, self._zeros_GN().T)
@@ -150,8 +151,11 @@ class GptqMatrix:
 def _ordered(packed: Bytes, bits: int, order_K: Order | None) -> npt.NDArray[Any]:
     """Rows of packed unsigned codes in canonical form, their columns in this order."""
     if bits == 8:
-        return signed(packed if order_K is None else packed[:, order_K])
-    return packed if order_K is None else _packed_pairs(interleaved(packed)[:, order_K])
+        return signed(packed if order_K is None else packed.take(order_K, 1))
+    if order_K is None:
+        return packed
+    codes = interleaved(packed)
+    return codes.take(order_K[0::2], 1) | codes.take(order_K[1::2], 1) << 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ Knows which reader goes with which container; it knows no device and no request.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
@@ -49,7 +50,8 @@ def load_model(
     """
     if dtype not in (None, *DTYPE_NAMES):
         raise unsupported_model(f"Parameters cannot be kept as {dtype}.")
-    with _opened(files) as (config, source):
+    with ThreadPoolExecutor(1, "revision") as aside, _opened(files) as (config, source):
+        name = aside.submit(revision, files)
         weights = Weights(source, dtype, dequantise, prepare)
         positions = min(max_positions or config.max_positions, config.max_positions)
         try:
@@ -61,7 +63,7 @@ def load_model(
     return LoadedModel(
         model=model,
         architecture=config.architecture,
-        revision=revision(files),
+        revision=name.result(),
         quantisation=weights.describe(),
         weight_bytes=weights.nbytes,
         eos_tokens=config.eos_tokens,

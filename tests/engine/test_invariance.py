@@ -58,7 +58,7 @@ def test_preemption_does_not_matter(tiny_models: dict[str, Path], family: str) -
     growing = [request(prompt(20, n), f"r{n}", family, seed=n, max_tokens=70) for n in range(6)]
     roomy = engine(tiny_models[family], prefix_cache=False)
     expected = [roomy.alone(one) for one in growing]
-    tight = engine(tiny_models[family], kv_memory={"llama": "240KiB", "gemma3": "400KiB"}[family])
+    tight = engine(tiny_models[family], kv_memory={"llama": "120KiB", "gemma3": "200KiB"}[family])
     assert same(tight.run(growing), expected)
     assert tight.core.stats()[0].preemptions > 0
 

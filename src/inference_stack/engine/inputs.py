@@ -5,8 +5,6 @@ Positions, token ids and addresses are computed on the device from slot tables; 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,37 +16,34 @@ from inference_stack.engine.slots import SlotTables
 from inference_stack.ops.api import GroupTable, KvLayer, StepInputs
 
 
-@dataclass(frozen=True, slots=True)
 class Rows:
-    """A plan's rows with what follows from them on the host. `cu_q`, `cu_s` [R+1] are running sums of queries and samples."""
+    """A plan's rows (int64 columns) with what follows from them on the host.
 
-    slots: np.ndarray
-    start: np.ndarray
-    num_tokens: np.ndarray
-    samples: np.ndarray
-    cu_q: np.ndarray
-    cu_s: np.ndarray
+    `cu_q`, `cu_s` [R+1] are running sums of queries and samples; `context` [R] is how many tokens of KV each row's last query
+    sees. For each sampled position, in row order: `sampled_row`, `sampled_query` (its query token's index in the step) and
+    `sampled_position` (the position that the sampled token will take). `decode`: every row computes and samples one token.
+    """
 
-    @classmethod
-    def of(cls, plan: StepPlan) -> Rows:
-        """The rows of a plan, as int64."""
-        slots, start, num_tokens, samples = (
-            column.astype(np.int64) for column in (plan.slots, plan.start, plan.num_tokens, plan.samples)
-        )
-        cu_q, cu_s = (np.concatenate(([0], np.cumsum(column))) for column in (num_tokens, samples))
-        return cls(slots, start, num_tokens, samples, cu_q, cu_s)
+    __slots__ = (
+        "context", "cu_q", "cu_s", "decode", "num_tokens", "sampled_position", "sampled_query", "sampled_row", "samples",
+        "slots", "start",
+    )  # fmt: skip
 
-    @property
-    def context(self) -> np.ndarray:
-        """Tokens of KV each row's last query sees."""
-        return self.start + self.num_tokens
-
-    def sampled(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For each sampled position, in row order: its row, its query token's index in the step, and the position that the
-        sampled token will take."""
-        row = np.repeat(np.arange(len(self.slots)), self.samples)
+    def __init__(self, plan: StepPlan) -> None:
+        columns = np.array((plan.slots, plan.start, plan.num_tokens, plan.samples), dtype=np.int64)
+        self.slots, self.start, self.num_tokens, self.samples = columns
+        self.context = self.start + self.num_tokens
+        self.decode = bool((columns[2:] == 1).all())
+        if self.decode:
+            self.cu_q = self.cu_s = np.arange(len(self.slots) + 1)
+            self.sampled_row = self.sampled_query = self.cu_q[:-1]
+            self.sampled_position = self.context
+            return
+        self.cu_q, self.cu_s = (np.concatenate(([0], np.cumsum(column))) for column in (self.num_tokens, self.samples))
+        self.sampled_row = row = np.repeat(np.arange(len(self.slots)), self.samples)
         back = self.cu_s[row + 1] - np.arange(len(row))  # 1 for a row's last sample
-        return row, self.cu_q[row + 1] - back, self.context[row] - back + 1
+        self.sampled_query = self.cu_q[row + 1] - back
+        self.sampled_position = self.context[row] - back + 1
 
 
 def write_drafts(plan: StepPlan, rows: Rows, tables: SlotTables, device: Device) -> None:
@@ -66,9 +61,9 @@ def write_drafts(plan: StepPlan, rows: Rows, tables: SlotTables, device: Device)
 
 
 def build_inputs(
-    rows: Rows, sampled: np.ndarray, tables: SlotTables, kv: tuple[KvLayer, ...], device: Device
+    rows: Rows, tables: SlotTables, kv: tuple[KvLayer, ...], device: Device
 ) -> StepInputs:
-    """The step's tensors. `sampled` lists the query tokens whose logits are wanted."""
+    """The step's tensors."""
     counts = device.upload(rows.num_tokens)
     row_T = torch.repeat_interleave(counts)
     first = device.upload(rows.start - rows.cu_q[:-1])
@@ -88,7 +83,7 @@ def build_inputs(
         context=tuple(rows.context.tolist()),
         kv=kv,
         tables=tuple(_group_table(entries, slots, slot_T, block_T, offset_T, blocks) for entries in tables.entries),
-        sampled_S=device.upload(sampled),
+        sampled_S=device.upload(rows.sampled_query),
     )
 
 

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from inference_stack.core.errors import numerical_fault
 from inference_stack.core.seams import Clock, Device
-from inference_stack.core.step import StepPlan, StepResult, TokenLogprob, ints
+from inference_stack.core.step import IntArray, StepPlan, StepResult, TokenLogprob, ints
 from inference_stack.engine.inputs import Rows, write_drafts
-from inference_stack.engine.sampling import accepted, sample_inputs, token_logprobs
+from inference_stack.engine.sampling import SampleColumns, accepted, token_logprobs
 from inference_stack.engine.slots import SlotTables
 from inference_stack.engine.steps import EagerStep, FixedInputs, ModelStep, RecordedStep
 from inference_stack.models.api import LoadedModel
-from inference_stack.ops.api import KvLayer, Sampled
+from inference_stack.ops.api import KvLayer, Sampled, SampleInputs
 from inference_stack.ops.facade import BoundOps
 from inference_stack.telemetry.laps import Laps, NoLaps
 
@@ -64,6 +64,7 @@ class ModelRunner:
         self._max_tokens = max_tokens
         self._max_sampled = max_sampled
         self.step: ModelStep = EagerStep(loaded.model, ops, kv, tables, device)
+        self._columns = SampleColumns(tables, loaded.eos_tokens, loaded.model.vocab_size, device)
         self.laps: Laps = NoLaps()
 
     def record(self) -> RecordedStep | None:
@@ -90,11 +91,10 @@ class ModelRunner:
 
     def _run(self, plan: StepPlan) -> _Result:
         self._update_tables(plan)
-        rows = Rows.of(plan)
+        rows = Rows(plan)
         write_drafts(plan, rows, self._tables, self._device)
-        _, sampled, _ = rows.sampled()
         self.laps.lap("slot tables")
-        output = self.step(rows, sampled, self.laps)
+        output = self.step(rows, self.laps)
         result = _Result(plan, rows)
         if output.logits_SV is not None:
             self._sample(result, output.logits_SV)
@@ -109,20 +109,20 @@ class ModelRunner:
             self._tables.extend(group, delta)
 
     def _sample(self, result: _Result, logits_SV: Tensor) -> None:
-        wanted = sample_inputs(
-            result.plan, result.rows, self._tables, self._loaded.eos_tokens, self._model.vocab_size, self._device
-        )
+        wanted = self._columns.of(result.plan, result.rows)
         self.laps.lap("sampling: columns")
         chosen = self._ops.sample(logits_SV, wanted)
         self.laps.lap("sampling: kernel")
-        row, _, position = result.rows.sampled()
-        slots = self._device.upload(result.rows.slots[row])
-        self._tables.write(slots, self._device.upload(position), chosen.tokens_S)
-        result.take(chosen, wanted.top_S.cpu().numpy())
+        rows = result.rows
+        slots = self._device.upload(rows.slots[rows.sampled_row])
+        self._tables.write(slots, self._device.upload(rows.sampled_position), chosen.tokens_S)
+        result.take(chosen, wanted)
 
     def _score_prompts(self, result: _Result, hidden_TD: Tensor) -> None:
         """Log-probabilities of prompt tokens, for the rows that ask: position p's logits score the token at p+1."""
         rows = result.rows
+        if rows.decode:
+            return
         for row, slot in enumerate(rows.slots):
             top = self._tables.params[slot].prompt_logprobs
             last = min(rows.context[row], self._tables.prompt_len[slot] - 1)
@@ -152,34 +152,47 @@ class _Result:
         self.plan = plan
         self.rows = rows
         self.prompt_logprobs: dict[int, tuple[TokenLogprob, ...]] = {}
-        self._tokens = ints(np.full((len(plan.slots), max(1, int(rows.samples.max(initial=1)))), -1))
-        self._counts = ints(np.zeros(len(plan.slots)))
+        self._tokens: IntArray | None = None
+        self._counts: IntArray | None = None
         self._logprobs: dict[int, tuple[TokenLogprob, ...]] = {}
         self._failed: list[int] = []
 
-    def take(self, chosen: Sampled, wanted: np.ndarray) -> None:
+    def take(self, chosen: Sampled, wanted: SampleInputs) -> None:
         """Sort the sampler's answer into rows; a row with a non-finite logit fails, and no token of it counts."""
         tokens = chosen.tokens_S.cpu().numpy()
         finite = chosen.finite_S.cpu().numpy()
-        row, _, _ = self.rows.sampled()
-        self._failed = sorted(set(row[~finite].tolist()))
+        row = self.rows.sampled_row
         self._counts = accepted(self.plan, self.rows, tokens)
-        self._counts[self._failed] = 0
-        column = np.arange(len(row)) - self.rows.cu_s[row]
-        stands = column < self._counts[row]
-        self._tokens[row[stands], column[stands]] = tokens[stands]
-        logprobs = token_logprobs(tokens, chosen, wanted) if wanted.max() >= 0 else {}
-        for at, entry in logprobs.items():
+        if not finite.all():
+            self._failed = sorted(set(row[~finite].tolist()))
+            self._counts[self._failed] = 0
+        if self.rows.decode:
+            self._tokens = np.where(finite, tokens, -1).astype(np.int32)[:, None]
+            stands = finite
+        else:
+            column = np.arange(len(row)) - self.rows.cu_s[row]
+            stands = column < self._counts[row]
+            self._tokens = np.full((len(self.plan.slots), int(self.rows.samples.max())), -1, dtype=np.int32)
+            self._tokens[row[stands], column[stands]] = tokens[stands]
+        if wanted.max_top >= 0:
+            self._take_logprobs(tokens, chosen, wanted, stands)
+
+    def _take_logprobs(
+        self, tokens: np.ndarray, chosen: Sampled, wanted: SampleInputs, stands: np.ndarray
+    ) -> None:
+        row = self.rows.sampled_row
+        for at, entry in token_logprobs(tokens, chosen, wanted.top_S.cpu().numpy()).items():
             if stands[at]:
                 self._logprobs[int(row[at])] = (*self._logprobs.get(int(row[at]), ()), entry)
 
     def finished(self, seconds: float) -> StepResult:
         """The result, with the step's duration."""
+        rows = len(self.plan.slots)
         return StepResult(
             step=self.plan.step,
             model=self.plan.model,
-            tokens=self._tokens,
-            counts=self._counts,
+            tokens=ints(np.full((rows, 1), -1)) if self._tokens is None else self._tokens,
+            counts=ints(np.zeros(rows)) if self._counts is None else self._counts,
             logprobs=self._logprobs,
             prompt_logprobs=self.prompt_logprobs,
             errors={row: numerical_fault() for row in self._failed},

@@ -63,52 +63,76 @@ def _tops(slots: np.ndarray, tables: SlotTables) -> np.ndarray:
     return np.asarray([-1 if count is None else count for count in wanted], dtype=np.int64)
 
 
-def sample_inputs(
-    plan: StepPlan, rows: Rows, tables: SlotTables, eos: tuple[int, ...], vocab_size: int, device: Device
-) -> SampleInputs:
-    """The sampler's columns for a plan, one entry per sampled position."""
-    row, _, position = rows.sampled()
-    slots = rows.slots[row]
-    columns = {name: values[slots] for name, values in tables.floats.items()}
-    top_k, tops = tables.top_k[slots], _tops(slots, tables)
-    history, bias, bans = (
-        _histories(slots, position, tables),
-        _biases(slots, tables),
-        _bans(slots, position, tables, eos),
-    )
-    filtered = (top_k > 0) & (top_k < vocab_size) | (columns["top_p"] < 1) | (columns["min_p"] > 0)
-    up = device.upload
-    return SampleInputs(
-        temperature_S=up(columns["temperature"]),
-        top_k_S=up(top_k),
-        top_p_S=up(columns["top_p"]),
-        min_p_S=up(columns["min_p"]),
-        repetition_S=up(columns["repetition_penalty"]),
-        presence_S=up(columns["presence_penalty"]),
-        frequency_S=up(columns["frequency_penalty"]),
-        seed_S=up(tables.seed[slots].view(np.int64)),
-        choice_S=up(tables.choice[slots]),
-        position_S=up(position),
-        top_S=up(tops),
-        history_row=up(history[0]),
-        history_token=up(history[1]),
-        history_is_output=up(history[2]),
-        bias_row=up(bias[0]),
-        bias_token=up(bias[1]),
-        bias_value=up(bias[2]),
-        banned_row=up(bans[0]),
-        banned_token=up(bans[1]),
-        allowed_SW=None if plan.grammar is None else up(plan.grammar[row].view(np.int32)),
-        any_random=bool((columns["temperature"] > 0).any()),
-        any_filtered=bool((filtered & (columns["temperature"] > 0)).any()),
-        max_top=int(tops.max(initial=-1)),
-    )
+class SampleColumns:
+    """The sampler's columns, one entry per sampled position. Kept from step to step while the same requests decode."""
+
+    def __init__(self, tables: SlotTables, eos: tuple[int, ...], vocab_size: int, device: Device) -> None:
+        self._tables = tables
+        self._eos = eos
+        self._vocab_size = vocab_size
+        self._device = device
+        self._inputs: SampleInputs | None = None
+        self._slots = np.zeros(0, dtype=np.int64)
+        self._position = np.zeros(0, dtype=np.int64)
+        self._entered = -1
+
+    def of(self, plan: StepPlan, rows: Rows) -> SampleInputs:
+        """The columns for a plan."""
+        slots = rows.slots[rows.sampled_row]
+        if self._inputs is not None and self._entered == self._tables.entered and plan.grammar is None:
+            if np.array_equal(slots, self._slots):
+                self._position[:] = rows.sampled_position
+                return self._inputs
+        inputs = self._build(plan, rows, slots)
+        lasting = plan.grammar is None and not any(self._changes(slot) for slot in slots)
+        self._inputs = inputs if lasting else None
+        self._slots, self._entered = slots, self._tables.entered
+        return inputs
+
+    def _changes(self, slot: int) -> bool:
+        """Whether what a request asks for depends on how far it has got."""
+        params = self._tables.params[slot]
+        return params.penalised or params.min_tokens > 0
+
+    def _build(self, plan: StepPlan, rows: Rows, slots: np.ndarray) -> SampleInputs:
+        tables, up = self._tables, self._device.upload
+        self._position = position = rows.sampled_position.copy()
+        columns = {name: values[slots] for name, values in tables.floats.items()}
+        top_k, tops = tables.top_k[slots], _tops(slots, tables)
+        history, bias = _histories(slots, position, tables), _biases(slots, tables)
+        bans = _bans(slots, position, tables, self._eos)
+        filtered = (top_k > 0) & (top_k < self._vocab_size) | (columns["top_p"] < 1) | (columns["min_p"] > 0)
+        return SampleInputs(
+            temperature_S=up(columns["temperature"]),
+            top_k_S=up(top_k),
+            top_p_S=up(columns["top_p"]),
+            min_p_S=up(columns["min_p"]),
+            repetition_S=up(columns["repetition_penalty"]),
+            presence_S=up(columns["presence_penalty"]),
+            frequency_S=up(columns["frequency_penalty"]),
+            seed_S=up(tables.seed[slots].view(np.int64)),
+            choice_S=up(tables.choice[slots]),
+            position_S=up(position),
+            top_S=up(tops),
+            history_row=up(history[0]),
+            history_token=up(history[1]),
+            history_is_output=up(history[2]),
+            bias_row=up(bias[0]),
+            bias_token=up(bias[1]),
+            bias_value=up(bias[2]),
+            banned_row=up(bans[0]),
+            banned_token=up(bans[1]),
+            allowed_SW=None if plan.grammar is None else up(plan.grammar[rows.sampled_row].view(np.int32)),
+            any_random=bool((columns["temperature"] > 0).any()),
+            any_filtered=bool((filtered & (columns["temperature"] > 0)).any()),
+            max_top=int(tops.max(initial=-1)),
+        )
 
 
 def accepted(plan: StepPlan, rows: Rows, tokens: np.ndarray) -> np.ndarray:
     """How many of each row's sampled tokens stand: a draft stands if it equals the token sampled in its place, and the first
     sample after the last standing draft stands too. int32 [R]."""
-    counts = rows.samples.astype(np.int32)
+    counts = plan.samples.copy()
     if plan.drafts is None:
         return counts
     for row, drafts in enumerate(plan.drafts):

@@ -37,17 +37,17 @@ FLOAT_PARAMS = (
 
 
 class SlotTables:
-    """`tokens` int64 [slots, max_len], `entries[group]` int64 [slots, max blocks] on the device; parameters on the host.
+    """`tokens` int64 [slots, max_len + 1] (a finished sequence's last token needs a place too), `entries[group]` int64 [slots, max blocks] on the device; parameters on the host.
 
     `max_len` is in tokens. Host columns are indexed by slot: `floats[name]` float32, `top_k`, `choice`, `prompt_len` int64,
-    `seed` uint64, and `params`.
+    `seed` uint64, and `params`. `entered` counts requests that came in: what follows from parameters holds until it changes.
     """
 
     def __init__(self, device: Device, slots: int, max_len: int, groups: Sequence[Addressing]) -> None:
         self._device = device
         self._groups = groups
         blocks = -(-max_len // BLOCK_TOKENS)
-        self.tokens = torch.zeros((slots, max_len), dtype=torch.int64, device=device.torch_device)
+        self.tokens = torch.zeros((slots, max_len + 1), dtype=torch.int64, device=device.torch_device)
         self.entries = [torch.zeros((slots, blocks), dtype=torch.int64, device=device.torch_device) for _ in groups]
         self.floats = {name: np.zeros(slots, dtype=np.float32) for name in FLOAT_PARAMS}
         self.top_k = np.zeros(slots, dtype=np.int64)
@@ -55,6 +55,7 @@ class SlotTables:
         self.prompt_len = np.zeros(slots, dtype=np.int64)
         self.seed = np.zeros(slots, dtype=np.uint64)
         self.params: list[SamplingParams] = [SamplingParams()] * slots
+        self.entered = 0
 
     @property
     def nbytes(self) -> int:
@@ -63,6 +64,7 @@ class SlotTables:
 
     def enter(self, new: NewSlot) -> None:
         """Fill a slot with a request's known tokens and parameters."""
+        self.entered += 1
         known = self._device.upload(np.asarray(new.tokens, dtype=np.int64))
         self.tokens[new.slot, : len(new.tokens)] = known
         for name, column in self.floats.items():
@@ -82,6 +84,5 @@ class SlotTables:
         self.entries[group][slots, index] = entries
 
     def write(self, slots: Tensor, positions: Tensor, tokens: Tensor) -> None:
-        """tokens[slots[i], positions[i]] = tokens[i]; positions beyond the table (a finished sequence's last token) are dropped."""
-        fits = positions < self.tokens.shape[1]
-        self.tokens[slots[fits], positions[fits]] = tokens[fits]
+        """tokens[slots[i], positions[i]] = tokens[i]."""
+        self.tokens[slots, positions] = tokens

@@ -83,6 +83,7 @@ class Startup:
             slabs = SlabPool(arena.geometry)
         with account.stage("warm-up"):
             placed = [self._place(model, arena, slabs, ops) for model in loaded]
+            self._measure(placed)
             workspace.seal()
             served = [self._serve(model, ops) for model in placed]
         core = EngineCore([instance for instance, _ in served], self._clock, self._engine.pipeline_depth)
@@ -136,12 +137,16 @@ class Startup:
         tables = SlotTables(self._device, rows, longest, lease.groups)
         self._account.memory.append((f"{loaded.name}: slot tables", tables.nbytes))
         runner = ModelRunner(loaded.model, ops, self._device, lease.layers(), tables, self._clock, tokens, rows)
-        # What a recording holds on to is measured along with what a step takes beside it.
-        recorded = runner.record() if self._engine.recorded_steps else None
-        runner.forget_recording()
-        warm_up(runner, loaded.name, len(loaded.groups))
-        del recorded
         return Placed(loaded, kv, runner, longest)
+
+    def _measure(self, placed: Sequence[Placed]) -> None:
+        """Every kind of step once, so that the workspace sees all it has to hold: recordings keep their outputs, beside which
+        any model's step may run op by op."""
+        rehearsed = [one.runner.record() for one in placed] if self._engine.recorded_steps else []
+        for one in placed:
+            one.runner.forget_recording()
+            warm_up(one.runner, one.loaded.name, len(one.loaded.groups))
+        del rehearsed
 
     def _serve(self, placed: Placed, ops: BoundOps) -> tuple[Instance, ModelInfo]:
         loaded, model = placed.loaded, placed.loaded.model

@@ -34,9 +34,9 @@ class StepOutput:
 
 
 class ModelStep(Protocol):
-    """Runs the model over a step's rows. `sampled` int64 [S] lists the query tokens whose logits are wanted."""
+    """Runs the model over a step's rows."""
 
-    def __call__(self, rows: Rows, sampled: np.ndarray, laps: Laps) -> StepOutput:
+    def __call__(self, rows: Rows, laps: Laps) -> StepOutput:
         """Compute one step."""
         ...
 
@@ -51,12 +51,14 @@ class EagerStep:
         self._tables = tables
         self._device = device
 
-    def __call__(self, rows: Rows, sampled: np.ndarray, laps: Laps) -> StepOutput:
+    def __call__(self, rows: Rows, laps: Laps) -> StepOutput:
         """Compute one step."""
-        inputs = build_inputs(rows, sampled, self._tables, self._kv, self._device)
+        inputs = build_inputs(rows, self._tables, self._kv, self._device)
         laps.lap("inputs")
         hidden_TD = self._model.forward(self._ops, inputs)
-        logits_SV = self._model.logits(self._ops, self._ops.select(hidden_TD, inputs.sampled_S)) if len(sampled) else None
+        logits_SV = None
+        if len(rows.sampled_row):
+            logits_SV = self._model.logits(self._ops, self._ops.select(hidden_TD, inputs.sampled_S))
         laps.lap("model")
         return StepOutput(hidden_TD, logits_SV)
 
@@ -65,11 +67,9 @@ class FixedInputs:
     """`StepInputs` of the largest step, whose memory every step fills as far as it needs. Lives on the host."""
 
     def __init__(self, kv: tuple[KvLayer, ...], tables: SlotTables, tokens: int, rows: int, samples: int) -> None:
-        self._tables = tables
         blocks = tables.entries[0].shape[1]
         zeros = {name: torch.zeros(tokens, dtype=torch.int64) for name in ("tokens", "positions", "row", "offset")}
-        self._context, self._cu_q = torch.zeros(rows, dtype=torch.int64), torch.zeros(rows + 1, dtype=torch.int64)
-        self._sampled = torch.zeros(samples, dtype=torch.int64)
+        context_R, cu_q_X, sampled_S = (torch.zeros(size, dtype=torch.int64) for size in (rows, rows + 1, samples))
         groups = [
             (torch.zeros((rows, blocks), dtype=torch.int64), torch.zeros(tokens, dtype=torch.int64))
             for _ in tables.entries
@@ -78,40 +78,39 @@ class FixedInputs:
             tokens_T=zeros["tokens"],
             positions_T=zeros["positions"],
             row_T=zeros["row"],
-            context_R=self._context,
-            cu_q_X=self._cu_q,
+            context_R=context_R,
+            cu_q_X=cu_q_X,
             cu_q=(),
             context=(),
             kv=kv,
             tables=tuple(
                 GroupTable(entry_RB=entry_RB, entry_T=entry_T, offset_T=zeros["offset"]) for entry_RB, entry_T in groups
             ),
-            sampled_S=self._sampled,
+            sampled_S=sampled_S,
         )
-        self._columns = {name: column.numpy() for name, column in zeros.items()}
+        self._row, self._positions, self._offset = (zeros[name].numpy() for name in ("row", "positions", "offset"))
+        self._tokens = zeros["tokens"].numpy()
+        self._context, self._cu_q, self._sampled = (column.numpy() for column in (context_R, cu_q_X, sampled_S))
         self._groups = [(entry_RB.numpy(), entry_T.numpy()) for entry_RB, entry_T in groups]
         self._known = tables.tokens.numpy()
         self._entries = [entries.numpy() for entries in tables.entries]
 
-    @property
-    def nbytes(self) -> int:
-        """Memory of the columns."""
-        tables = sum(entry_RB.nbytes + entry_T.nbytes for entry_RB, entry_T in self._groups)
-        return tables + sum(column.nbytes for column in self._columns.values())
-
-    def fill(self, rows: Rows, sampled: np.ndarray) -> None:
+    def fill(self, rows: Rows) -> None:
         """The columns of one step."""
         count, tokens = len(rows.slots), int(rows.cu_q[-1])
-        row, positions, offset = (self._columns[name][:tokens] for name in ("row", "positions", "offset"))
-        row[:] = np.repeat(np.arange(count), rows.num_tokens)
-        np.add(np.arange(tokens), (rows.start - rows.cu_q[:-1])[row], out=positions)
-        slot, block = rows.slots[row], positions // BLOCK_TOKENS
-        np.remainder(positions, BLOCK_TOKENS, out=offset)
-        self._columns["tokens"][:tokens] = self._known[slot, positions]
-        self._context.numpy()[:count] = rows.context
-        self._cu_q.numpy()[: count + 1] = rows.cu_q
-        self._sampled.numpy()[: len(sampled)] = sampled
-        width = -(-int(rows.context.max()) // BLOCK_TOKENS)
+        if rows.decode:
+            slot, positions = rows.slots, rows.start
+            self._row[:tokens] = rows.sampled_row
+        else:
+            row = self._row[:tokens] = np.repeat(np.arange(count), rows.num_tokens)
+            slot, positions = rows.slots[row], np.arange(tokens) + (rows.start - rows.cu_q[:-1])[row]
+        self._positions[:tokens] = positions
+        np.bitwise_and(positions, BLOCK_TOKENS - 1, out=self._offset[:tokens])
+        self._tokens[:tokens] = self._known[slot, positions]
+        self._context[:count] = rows.context
+        self._cu_q[: count + 1] = rows.cu_q
+        self._sampled[: len(rows.sampled_query)] = rows.sampled_query
+        block, width = positions // BLOCK_TOKENS, -(-int(rows.context.max()) // BLOCK_TOKENS)
         for (entry_RB, entry_T), entries in zip(self._groups, self._entries, strict=True):
             entry_T[:tokens] = entries[slot, block]
             entry_RB[:count, :width] = entries[rows.slots, :width]
@@ -130,11 +129,11 @@ class RecordedStep:
             self._recording = finish()
         self.timings: list[Timing] | None = None
 
-    def __call__(self, rows: Rows, sampled: np.ndarray, laps: Laps) -> StepOutput:
+    def __call__(self, rows: Rows, laps: Laps) -> StepOutput:
         """Compute one step."""
-        self._inputs.fill(rows, sampled)
+        self._inputs.fill(rows)
         laps.lap("inputs")
-        tokens, samples = int(rows.cu_q[-1]), len(sampled)
+        tokens, samples = int(rows.cu_q[-1]), len(rows.sampled_row)
         if self.timings is None:
             self._recording.run(tokens, len(rows.slots), samples)
         else:

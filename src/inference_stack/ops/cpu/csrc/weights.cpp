@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstring>
 #include <new>
 
@@ -13,23 +14,29 @@ constexpr int64_t LANES = 16, BLOCK_BYTES = 32 << 20, HUGE_PAGE = 2 << 20;
 
 int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 
-int code_at(const Canonical& w, int64_t n, int64_t k) {
-  if (w.bits == 8) return int(int8_t(w.codes[n * w.inputs + k])) + 128;
-  return (w.codes[(n * w.inputs + k) / 2] >> (4 * (k % 2))) & 15;
+// Eight columns of one row: their low nibbles become columns 0-3, their high nibbles columns 4-7.
+void spread_nibbles(const uint8_t* from, uint8_t* to) {
+  to[0] = uint8_t((from[0] & 15) | (from[2] & 15) << 4);
+  to[1] = uint8_t(from[0] >> 4 | (from[2] & 0xf0));
+  to[2] = uint8_t((from[1] & 15) | (from[3] & 15) << 4);
+  to[3] = uint8_t(from[1] >> 4 | (from[3] & 0xf0));
 }
 
 // The codes of one tile and group, in quads of columns: see Weight.
 uint8_t* pack_codes(const Canonical& w, int64_t tile, int64_t g, int64_t lanes, uint8_t* out) {
-  const int64_t quads = w.group / 4, vectors = w.bits == 8 ? quads : quads / 2;
-  std::memset(out, w.bits == 8 ? 128 : 0, vectors * 64);
+  const int64_t vectors = w.group / (w.bits == 8 ? 4 : 8), row_bytes = w.inputs * w.bits / 8;
+  if (lanes < LANES) std::memset(out, w.bits == 8 ? 128 : 0, vectors * 64);
   for (int64_t lane = 0; lane < lanes; lane++) {
-    const int64_t n = tile * LANES + lane;
-    for (int64_t quad = 0; quad < quads; quad++) {
-      uint8_t* to = out + (w.bits == 8 ? quad : quad / 2) * 64 + lane * 4;
-      const int shift = w.bits == 8 ? 0 : 4 * int(quad % 2);
-      for (int k = 0; k < 4; k++) {
-        const int code = code_at(w, n, g * w.group + quad * 4 + k);
-        to[k] = w.bits == 8 ? uint8_t(code) : uint8_t(to[k] | code << shift);
+    const uint8_t* from = w.codes + (tile * LANES + lane) * row_bytes + g * w.group * w.bits / 8;
+    uint8_t* to = out + lane * 4;
+    for (int64_t v = 0; v < vectors; v++, from += 4, to += 64) {
+      if (w.bits == 4) {
+        spread_nibbles(from, to);
+      } else {
+        uint32_t four;
+        std::memcpy(&four, from, 4);
+        four ^= 0x80808080u;
+        std::memcpy(to, &four, 4);
       }
     }
   }

@@ -13,7 +13,9 @@ from typing import Annotated
 import typer
 
 from inference_stack.cli.bench.command import bench
+from inference_stack.cli.evaluate import evaluate
 from inference_stack.cli.options import ConfigFile, with_settings
+from inference_stack.cli.quantize import quantize
 from inference_stack.config.build import Given
 from inference_stack.config.load import load
 from inference_stack.config.tree import Config
@@ -28,6 +30,8 @@ app = typer.Typer(
     context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]},
 )
 app.add_typer(bench, name="bench")
+app.command()(quantize)
+app.command()(evaluate)
 
 Models = Annotated[
     list[str] | None,

@@ -1,6 +1,6 @@
 """A model loaded for measuring: tokens in, the logits of every position out, by the ops and the paged KV that serve.
 
-One row, a small arena of its own, op by op; kernels, weights and KV type as the settings say. It decides nothing and samples nothing.
+One row, a small arena of its own, op by op; kernels, weights and KV type as the settings say. Nothing is sampled.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class Subject:
         self._called: Ops = self._ops
 
     def kernels(self) -> str:
-        """What computes, for people."""
-        return "; ".join(sorted(set(self._ops.explain().values())))
+        """The implementations that compute, by name."""
+        return ", ".join(sorted({choice.partition(":")[0] for choice in self._ops.explain().values()}))
 
     def watch(self, watch: Watch) -> None:
         """From now on show the inputs of every projection."""
@@ -140,6 +140,4 @@ def _geometry(groups: Sequence[KvGroupSpec], tokens: int) -> tuple[ArenaGeometry
 def _entries(groups: Sequence[GroupGeometry], first_blocks: Sequence[int], tokens: int) -> list[Tensor]:
     """Each group's arena entries of one sequence's blocks."""
     index = np.arange(-(-tokens // BLOCK_TOKENS))
-    return [
-        torch.from_numpy(group.entry_of(first + index)) for group, first in zip(groups, first_blocks, strict=True)
-    ]
+    return [torch.from_numpy(group.entry_of(first + index)) for group, first in zip(groups, first_blocks, strict=True)]

@@ -1,0 +1,1 @@
+"""The work of `istack quantize` and `istack evaluate`."""

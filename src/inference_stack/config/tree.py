@@ -61,7 +61,12 @@ class EngineConfig:
         True, "Record the model's step once and replay it, where the kernels can, instead of calling op by op."
     )
     prefix_cache: bool = knob(True, "Keep finished KV blocks and reuse them for requests with the same beginning.")
-    pipeline_depth: int = knob(0, "Steps planned ahead of the results: 0, 1 or 2.", low=0, high=2)
+    pipeline_depth: int = knob(
+        1,
+        "Steps planned ahead of the results: 0, 1 or 2. From 1 on, planning and reporting run while the device computes.",
+        low=0,
+        high=2,
+    )
     itl_target_ms: float = knob(
         0.0, "Keep prompt chunks small enough that running streams see a token this often; 0 is off.", low=0
     )

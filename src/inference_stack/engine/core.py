@@ -119,7 +119,9 @@ class EngineCore:
         deltas: list[TokenDelta] = []
         allowed = self._depth if plan is not None else max(len(instance.in_flight) - 1, 0)
         while len(instance.in_flight) > allowed:
+            self.laps.lap("launch")
             result = instance.in_flight.popleft().wait()
+            self.laps.lap("waits for the device")
             began = self._clock.now()
             deltas += instance.scheduler.advance(result, began)
             instance.schedule_seconds += self._clock.now() - began

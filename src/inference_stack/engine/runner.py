@@ -7,16 +7,15 @@ It decides nothing: which rows, how many tokens and which blocks are the schedul
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from inference_stack.core.errors import numerical_fault
-from inference_stack.core.seams import Clock, Device
+from inference_stack.core.seams import Clock, Device, InFlightStep
 from inference_stack.core.step import IntArray, StepPlan, StepResult, TokenLogprob, ints
 from inference_stack.engine.inputs import Rows, write_drafts
+from inference_stack.engine.launcher import Launcher
 from inference_stack.engine.sampling import SampleColumns, accepted, token_logprobs
 from inference_stack.engine.slots import SlotTables
 from inference_stack.engine.steps import EagerStep, FixedInputs, ModelStep, RecordedStep
@@ -24,17 +23,6 @@ from inference_stack.models.api import LoadedModel
 from inference_stack.ops.api import KvLayer, Sampled, SampleInputs
 from inference_stack.ops.facade import BoundOps
 from inference_stack.telemetry.laps import Laps, NoLaps
-
-
-@dataclass(frozen=True, slots=True)
-class Retired:
-    """A step that has already finished."""
-
-    result: StepResult
-
-    def wait(self) -> StepResult:
-        """The result."""
-        return self.result
 
 
 class ModelRunner:
@@ -51,6 +39,7 @@ class ModelRunner:
         kv: tuple[KvLayer, ...],
         tables: SlotTables,
         clock: Clock,
+        launcher: Launcher,
         max_tokens: int,
         max_sampled: int,
     ) -> None:
@@ -61,6 +50,7 @@ class ModelRunner:
         self._kv = kv
         self._tables = tables
         self._clock = clock
+        self._launcher = launcher
         self._max_tokens = max_tokens
         self._max_sampled = max_sampled
         self.step: ModelStep = EagerStep(loaded.model, ops, kv, tables, device)
@@ -73,8 +63,9 @@ class ModelRunner:
         if recorder is None:
             return None
         inputs = FixedInputs(self._kv, self._tables, self._max_tokens, self._max_sampled, self._max_sampled)
+        limits = self._max_tokens, self._max_sampled
         with torch.inference_mode():
-            recorded = RecordedStep(self._model, self._ops, recorder, inputs, self._max_tokens, self._max_sampled)
+            recorded = RecordedStep(self._model, self._ops, recorder, inputs, limits, self._launcher.native)
         self.step = recorded
         return recorded
 
@@ -82,14 +73,20 @@ class ModelRunner:
         """Run op by op again."""
         self.step = EagerStep(self._model, self._ops, self._kv, self._tables, self._device)
 
-    def launch(self, plan: StepPlan) -> Retired:
-        """Execute a plan. On a CPU it has retired when this returns."""
-        began = self._clock.now()
-        with torch.inference_mode():
-            result = self._run(plan)
-        return Retired(result.finished(self._clock.now() - began))
+    def launch(self, plan: StepPlan) -> InFlightStep:
+        """Start a step, behind those launched before it."""
+        return self._launcher.submit(lambda: self._run(plan))
 
-    def _run(self, plan: StepPlan) -> _Result:
+    def _run(self, plan: StepPlan) -> StepResult:
+        began = self._clock.now()
+        self.laps.start()
+        with torch.inference_mode():
+            result = self._compute(plan)
+        finished = result.finished(self._clock.now() - began)
+        self.laps.lap("result")
+        return finished
+
+    def _compute(self, plan: StepPlan) -> _Result:
         self._update_tables(plan)
         rows = Rows(plan)
         write_drafts(plan, rows, self._tables, self._device)
@@ -99,7 +96,6 @@ class ModelRunner:
         if output.logits_SV is not None:
             self._sample(result, output.logits_SV)
         self._score_prompts(result, output.hidden_TD)
-        self.laps.lap("result")
         return result
 
     def _update_tables(self, plan: StepPlan) -> None:

@@ -15,6 +15,7 @@ from inference_stack.core.seams import Clock
 from inference_stack.engine.arena import Arena
 from inference_stack.engine.core import EngineCore, Instance
 from inference_stack.engine.device import CpuDevice
+from inference_stack.engine.launcher import Beside, Inline, Launcher
 from inference_stack.engine.memory import arena_geometry, kv_bytes
 from inference_stack.engine.numerics import numerics_id
 from inference_stack.engine.runner import ModelRunner
@@ -65,6 +66,7 @@ class Startup:
         self._clock = clock
         self._account = account
         self._device = CpuDevice(config.node.threads)
+        self._launcher: Launcher = Beside() if self._engine.pipeline_depth else Inline()
 
     @property
     def threads(self) -> int:
@@ -136,7 +138,8 @@ class Startup:
         rows, tokens = self._engine.max_running, self._engine.max_batch_tokens
         tables = SlotTables(self._device, rows, longest, lease.groups)
         self._account.memory.append((f"{loaded.name}: slot tables", tables.nbytes))
-        runner = ModelRunner(loaded.model, ops, self._device, lease.layers(), tables, self._clock, tokens, rows)
+        layers, launcher = lease.layers(), self._launcher
+        runner = ModelRunner(loaded.model, ops, self._device, layers, tables, self._clock, launcher, tokens, rows)
         return Placed(loaded, kv, runner, longest)
 
     def _measure(self, placed: Sequence[Placed]) -> None:

@@ -8,6 +8,7 @@ Both leave hidden states and logits in the workspace. The recording was made by 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,7 +22,7 @@ from inference_stack.engine.inputs import Rows, build_inputs
 from inference_stack.engine.slots import SlotTables
 from inference_stack.models.api import Model
 from inference_stack.ops.api import GroupTable, KvLayer, Ops, StepInputs
-from inference_stack.ops.facade import Recorder, Timing
+from inference_stack.ops.facade import Recorder
 from inference_stack.telemetry.laps import Laps
 
 
@@ -117,26 +118,31 @@ class FixedInputs:
 
 
 class RecordedStep:
-    """The model's step as one native call. Made once the workspace is sealed; `timings` asks for each operation's time."""
+    """The model's step as one native call. Made once the workspace is sealed; `native` is called before each call."""
 
     def __init__(
-        self, model: Model, ops: Ops, recorder: Recorder, inputs: FixedInputs, max_tokens: int, max_samples: int
+        self,
+        model: Model,
+        ops: Ops,
+        recorder: Recorder,
+        inputs: FixedInputs,
+        limits: tuple[int, int],
+        native: Callable[[], None],
     ) -> None:
+        max_tokens, max_samples = limits
         self._inputs = inputs
+        self._native = native
         with recorder.record(max_tokens, max_samples) as finish:
             self._hidden_TD = model.forward(ops, inputs.inputs)
             self._logits_SV = model.logits(ops, ops.select(self._hidden_TD, inputs.inputs.sampled_S))
-            self._recording = finish()
-        self.timings: list[Timing] | None = None
+            self.recording = finish()
 
     def __call__(self, rows: Rows, laps: Laps) -> StepOutput:
         """Compute one step."""
         self._inputs.fill(rows)
         laps.lap("inputs")
         tokens, samples = int(rows.cu_q[-1]), len(rows.sampled_row)
-        if self.timings is None:
-            self._recording.run(tokens, len(rows.slots), samples)
-        else:
-            self.timings += self._recording.profile(tokens, len(rows.slots), samples)
+        self._native()
+        self.recording.run(tokens, len(rows.slots), samples)
         laps.lap("model")
         return StepOutput(self._hidden_TD[:tokens], self._logits_SV[:samples] if samples else None)

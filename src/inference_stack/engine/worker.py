@@ -47,6 +47,10 @@ COLLECTOR_THRESHOLDS = (50_000, 20, 100)
 """Net new containers between collections of the youngest generation, and how many of those until the older ones' turn."""
 
 
+SWITCH_SECONDS = 0.0005
+"""How long a thread may keep the interpreter's lock from another: well below a step, which the loop and the device share."""
+
+
 class Worker:
     """The loop around an `EngineCore`."""
 
@@ -158,6 +162,7 @@ def serve(channel: Channel, clock: Clock, account: Account) -> None:
     core, ready = Startup(config, clock, account).run()
     worker.append(Worker(core, channel, inbox, clock, config.engine.check_integrity))
     tune_collector()
+    sys.setswitchinterval(SWITCH_SECONDS)
     channel.send(ready)
     worker[0].run()
 

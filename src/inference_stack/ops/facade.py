@@ -25,8 +25,12 @@ class Recording(Protocol):
         """Replay for T tokens in R rows with S samples."""
         ...
 
-    def profile(self, tokens: int, rows: int, samples: int) -> Sequence[Timing]:
-        """As `run`, with the time of each operation."""
+    def start_profile(self) -> None:
+        """From now on, time each operation."""
+        ...
+
+    def stop_profile(self) -> Sequence[Timing]:
+        """Each operation's time since `start_profile`."""
         ...
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import random
 import socket
-import statistics
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -35,18 +34,22 @@ from inference_stack.wire.messages import Ready, StepReport
 MICRO = 1e6
 NATIVE = ("op: ", "sampling: kernel")
 """Parts that are native code; the rest is what Python and torch cost."""
+IDLE = "waits for the loop"
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Decode steps of one batch size. `step_us` is the median of undisturbed steps; `parts_us` means of steps whose parts were
-    timed, which takes a little longer. `weight_bytes` are read once in every step.
+    """Decode steps of one batch size, in microseconds a step. `step_us` is the mean of undisturbed steps.
+
+    `device_us` are the parts of steps whose parts were timed, which takes a little longer: what lies on the device's path, waiting
+    included. `loop_us` are the loop's own parts; with a pipeline they run beside the device. `weight_bytes` are read once a step.
     """
 
     batch: int
     context: int
     step_us: float
-    parts_us: dict[str, float]
+    device_us: dict[str, float]
+    loop_us: dict[str, float]
     weight_bytes: int
     read_bytes_per_s: float
 
@@ -57,9 +60,9 @@ class Profile:
 
     @property
     def glue_share(self) -> float:
-        """The part of the step that is not native code."""
-        native = sum(value for name, value in self.parts_us.items() if name.startswith(NATIVE))
-        return 1 - native / sum(self.parts_us.values())
+        """The part of the step in which the device does not run native code."""
+        native = sum(value for name, value in self.device_us.items() if name.startswith(NATIVE))
+        return 1 - native / sum(self.device_us.values())
 
 
 class Bench:
@@ -85,41 +88,47 @@ class Bench:
         started: set[str] = set()
         while len(started) < batch:
             started |= {delta.request_id for delta in self._core.step() if delta.tokens}
-        seconds = [self._step(LapTimes(self._clock)) for _ in range(steps)]
-        parts = self._parts(steps)
+        seconds = self._steps(steps, LapTimes(self._clock))
+        loop, device, timed = self._parts(steps)
         while self._core.has_work:
             self._core.step()
-        step_us = statistics.median(seconds) * MICRO
-        return Profile(batch, context, step_us, parts, self._weights, read_bytes_per_s)
+        device[IDLE] = timed - sum(device.values())
+        return Profile(batch, context, seconds, device, loop, self._weights, read_bytes_per_s)
 
-    def _step(self, laps: LapTimes) -> float:
+    def _steps(self, steps: int, laps: LapTimes) -> float:
+        """Microseconds of one of so many steps, whose parts in the loop go to `laps`."""
         began = self._clock.now()
-        laps.start()
-        deltas = self._core.step()
-        laps.lap("rest of the step")
-        self._channel.send(StepReport(deltas=deltas, stats=self._core.stats()))
-        laps.lap("IPC: encode and send")
-        return self._clock.now() - began
-
-    def _parts(self, steps: int) -> dict[str, float]:
-        """Microseconds of each part of a step, the model's step split into its operations where it is recorded."""
-        laps = LapTimes(self._clock)
-        self._core.laps = self._runner.laps = laps
-        recorded = self._runner.step if isinstance(self._runner.step, RecordedStep) else None
-        if recorded is not None:
-            recorded.timings = []
         for _ in range(steps):
-            self._step(laps)
+            laps.start()
+            deltas = self._core.step()
+            laps.lap("scheduler: advance")
+            self._channel.send(StepReport(deltas=deltas, stats=self._core.stats()))
+            laps.lap("IPC: encode and send")
+        return (self._clock.now() - began) / steps * MICRO
+
+    def _parts(self, steps: int) -> tuple[dict[str, float], dict[str, float], float]:
+        """(loop, device, whole) microseconds of a step, the model's step split into its operations where it is recorded."""
+        loop, device = LapTimes(self._clock), LapTimes(self._clock)
+        recorded = self._runner.step if isinstance(self._runner.step, RecordedStep) else None
+        self._core.laps, self._runner.laps = loop, device
+        if recorded is not None:
+            recorded.recording.start_profile()
+        whole = self._steps(steps, loop)
         self._core.laps = self._runner.laps = NoLaps()
-        parts = Counter(laps.seconds)
-        if recorded is not None and recorded.timings is not None:
+        parts = Counter(device.seconds)
+        if recorded is not None:
             operations: Counter[str] = Counter()
-            for timing in recorded.timings:
+            for timing in recorded.recording.stop_profile():
                 operations[f"op: {timing.name}"] += timing.seconds  # type: ignore[assignment]
             parts["model: call"] = parts.pop("model") - sum(operations.values())
             parts.update(operations)
-            recorded.timings = None
-        return {name: seconds / steps * MICRO for name, seconds in sorted(parts.items())}
+        loop.seconds.pop("waits for the device", None)
+        each = MICRO / steps
+        return (
+            {name: value * each for name, value in sorted(loop.seconds.items())},
+            {name: value * each for name, value in sorted(parts.items())},
+            whole,
+        )
 
     def _request(self, number: int, context: int, tokens: int) -> Request:
         prompt = tuple(self._random.randrange(self._info.vocab_size) for _ in range(context))
@@ -167,11 +176,13 @@ def _table(profile: Profile) -> Table:
     table = Table(title=title, box=None, title_justify="left", title_style="bold")
     for column in ("part", "µs", "share"):
         table.add_column(column, justify="left" if column == "part" else "right")
-    total = sum(profile.parts_us.values())
-    for name, value in sorted(profile.parts_us.items(), key=lambda item: -item[1]):
+    total = sum(profile.device_us.values())
+    for name, value in sorted(profile.device_us.items(), key=lambda item: -item[1]):
         table.add_row(name, f"{value:.1f}", f"{value / total:.1%}")
-    table.add_row("all parts, timed", f"{total:.1f}", "100.0%", style="bold")
-    table.add_row("of it Python and torch", f"{total * profile.glue_share:.1f}", f"{profile.glue_share:.1%}")
+    table.add_row("the device's path, timed", f"{total:.1f}", "100.0%", style="bold")
+    table.add_row("of it not native code", f"{total * profile.glue_share:.1f}", f"{profile.glue_share:.1%}")
+    for name, value in sorted(profile.loop_us.items(), key=lambda item: -item[1]):
+        table.add_row(f"[dim]in the loop: {name}[/dim]", f"[dim]{value:.1f}[/dim]", "")
     if profile.read_bytes_per_s:
         limit = profile.weight_bytes / profile.read_bytes_per_s * MICRO
         table.add_row(

@@ -1,7 +1,7 @@
 """The native extension as this process uses it: its threads, its kernels, and where operations go.
 
-    emit ──▶ a recording is open:  appended to it, to be replayed with other sizes at the same addresses
-         └─▶ otherwise:            a tape of its own, run at once
+emit ──▶ a recording is open:  appended to it, to be replayed with other sizes at the same addresses
+     └─▶ otherwise:            a tape of its own, run at once
 """
 
 from __future__ import annotations
@@ -50,10 +50,14 @@ class Recorded:
         """Replay for T tokens in R rows with S samples, which must not exceed what was recorded."""
         self._native.pool.run(self._tape, tokens, rows, samples)
 
-    def profile(self, tokens: int, rows: int, samples: int) -> Sequence[Timing]:
-        """As `run`, with the seconds of each entry as the calling thread saw them."""
-        seconds = self._native.pool.profile(self._tape, tokens, rows, samples)
-        return [Timing(name, spent) for name, spent in zip(self._tape.names(), seconds, strict=True)]
+    def start_profile(self) -> None:
+        """From now on, time each operation."""
+        self._tape.start_profile()
+
+    def stop_profile(self) -> Sequence[Timing]:
+        """Each operation's seconds since `start_profile`, as the calling threads saw them."""
+        names, seconds = self._tape.names(), self._tape.stop_profile()
+        return [Timing(name, spent) for name, spent in zip(names, seconds, strict=True)]
 
 
 class Native:

@@ -10,6 +10,7 @@ namespace {
 
 constexpr int64_t LANES = 16;
 constexpr int64_t ROWS_PER_CHUNK = 128;      // activations of a chunk stay in the second-level cache
+constexpr int64_t STREAMED_ROWS = 8;         // with more, multiplying takes longer than reading
 constexpr int64_t BYTES_PER_CLAIM = 96 << 10;  // of weights, a few microseconds' worth of reading
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -129,6 +130,7 @@ class LinearBase : public Entry {
     const int64_t most = std::max<int64_t>(1, BYTES_PER_CLAIM / weight_.tile_bytes);
     per_claim_ = std::clamp<int64_t>(tiles / (threads * 4), 1, rows > 8 ? std::min<int64_t>(most, 8) : most);
     claims_ = ceil_div(tiles, per_claim_);
+    stream_ = rows > 0 && rows <= STREAMED_ROWS ? Stream{weight_.data, tiles * weight_.tile_bytes} : Stream{};
     return rows == 0 ? 0 : claims_ * ceil_div(rows, ROWS_PER_CHUNK);
   }
   void run(const Step& step, int64_t tile) const override {
@@ -138,6 +140,7 @@ class LinearBase : public Entry {
     for (int64_t n = first; n < last; n++) run_tile(n, m0, m1);
   }
   const char* name() const override { return "linear"; }
+  Stream stream() const override { return stream_; }
 
  protected:
   virtual void run_tile(int64_t n, int64_t m0, int64_t m1) const = 0;
@@ -147,6 +150,7 @@ class LinearBase : public Entry {
   const float* bias_;
   Rows y_;
   int64_t per_claim_ = 1, claims_ = 1;
+  Stream stream_;
 };
 
 class DenseLinear : public LinearBase {

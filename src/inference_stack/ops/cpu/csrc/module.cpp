@@ -117,22 +117,15 @@ void bind_pool(nb::module_& m) {
       .def(
           "run",
           [](Pool& pool, Recording& r, int64_t tokens, int64_t requests, int64_t samples) {
-            pool.run(r.tape, {tokens, requests, samples});
+            pool.run(r.tape, {tokens, requests, samples}, r.profiling ? &r.seconds : nullptr);
           },
-          nb::call_guard<nb::gil_scoped_release>(), "Replay a tape for T tokens in R rows with S samples.")
-      .def("profile", [](Pool& pool, Recording& r, int64_t tokens, int64_t requests, int64_t samples) {
-        std::vector<double> seconds;
-        {
-          nb::gil_scoped_release release;
-          pool.run(r.tape, {tokens, requests, samples}, &seconds);
-        }
-        return seconds;
-      });
+          nb::call_guard<nb::gil_scoped_release>(), "Replay a tape for T tokens in R rows with S samples.");
 }
 
 }  // namespace
 
 NB_MODULE(_native, m) {
+  nb::set_leak_warnings(false);  // processes end without tearing the interpreter down
   m.doc() = "Kernels for CPUs: a tape of operations over fixed addresses, and the threads that replay it.";
   m.def("kernel_names", &kernel_names, "Kernel sets that this build has and this processor can run, fastest first.");
   bind_weights(m);
@@ -145,6 +138,14 @@ NB_MODULE(_native, m) {
       nb::arg("kernels"), nb::arg("most_tokens"), nb::arg("most_samples"));
   tape.def("__len__", [](const Recording& r) { return r.tape.size(); });
   tape.def("names", [](const Recording& r) { return r.tape.names(); });
+  tape.def("start_profile", [](Recording& r) {
+    r.profiling = true;
+    r.seconds.assign(r.tape.size(), 0.0);
+  });
+  tape.def("stop_profile", [](Recording& r) {
+    r.profiling = false;
+    return r.seconds;
+  });
   tape.def_prop_ro("scratch_bytes", [](const Recording& r) { return r.scratch.bytes(); });
   bind_rows(tape);
   bind_attention(m, tape);

@@ -27,6 +27,8 @@ struct Recording {
   const Kernels* kernels;
   int64_t most_tokens, most_samples;
   Scratch scratch;
+  bool profiling = false;
+  std::vector<double> seconds;  // of each entry, summed over replays while profiling
   AttentionPlans plans;
   Tape tape;  // last: it ends first, and waits for threads that still look at it
 };

@@ -69,13 +69,13 @@ Pool::~Pool() {
   for (auto& worker : workers_) worker.join();
 }
 
-template <class Condition>
-void Pool::wait(Condition done) {
+template <class Condition, class Meanwhile>
+void Pool::wait(Condition done, Meanwhile meanwhile) {
   const auto until = Clock::now() + SPIN;
   do {
     for (int i = 0; i < LOOKS_PER_CLOCK; i++) {
       if (done()) return;
-      relax();
+      if (!meanwhile()) relax();
     }
   } while (Clock::now() < until);
   std::unique_lock lock(mutex_);
@@ -107,6 +107,7 @@ void Pool::run(Tape& tape, const Step& step, std::vector<double>* profile) {
     tape.tiles_[i].store(tiles, std::memory_order_relaxed);
     tape.counters_[i].unclaimed.store(tagged(replay, tiles), std::memory_order_relaxed);
     tape.counters_[i].unfinished.store(tagged(replay, tiles), std::memory_order_relaxed);
+    tape.counters_[i].fetched.store(0, std::memory_order_relaxed);
   }
   if (profile) profile->resize(size);
   tape_.store(&tape);
@@ -124,7 +125,7 @@ void Pool::forget(const Tape& tape) {
 void Pool::work() {
   uint32_t seen = 0;
   while (true) {
-    wait([&] { return stopping_.load() || replay_.load() != seen; });
+    wait([&] { return stopping_.load() || replay_.load() != seen; }, [] { return false; });
     if (stopping_) return;
     inside_++;
     seen = replay_.load();
@@ -132,6 +133,31 @@ void Pool::work() {
     inside_--;
   }
 }
+
+// Asks the memory for the streams of the entries from `first` on, a little at a time, as far as the caches may hold them.
+class Pool::Ahead {
+ public:
+  Ahead(Tape& tape, size_t first) : tape_(tape), entry_(first), last_(std::min(first + ENTRIES, tape.ready_)) {}
+  // Returns false when there is nothing left to ask for.
+  bool fetch() {
+    for (; entry_ < last_; entry_++) {
+      const auto stream = tape_.entries_[entry_]->stream();
+      const int64_t most = std::min(stream.bytes, BYTES);
+      if (most == 0) continue;
+      const int64_t from = tape_.counters_[entry_].fetched.fetch_add(PIECE, std::memory_order_relaxed);
+      if (from >= most) continue;
+      for (int64_t at = from; at < std::min(from + PIECE, most); at += 64) __builtin_prefetch(stream.data + at, 0, 2);
+      return true;
+    }
+    return false;
+  }
+
+ private:
+  static constexpr size_t ENTRIES = 6;
+  static constexpr int64_t BYTES = 384 << 10, PIECE = 1 << 10;
+  Tape& tape_;
+  size_t entry_, last_;
+};
 
 // Returns false when the tape has gone on to another replay.
 bool Pool::walk(Tape& tape, uint32_t replay, std::vector<double>* profile) {
@@ -153,7 +179,10 @@ bool Pool::walk(Tape& tape, uint32_t replay, std::vector<double>* profile) {
       const uint64_t value = counters.unfinished.load();
       return !belongs(value, replay) || (value & LOW) == 0;
     };
-    if (!over()) wait(over);
+    if (!over()) {
+      Ahead ahead(tape, i + 1);
+      wait(over, [&] { return ahead.fetch(); });
+    }
     if (!belongs(counters.unfinished.load(), replay)) return false;
     if (profile) (*profile)[i] += std::chrono::duration<double>(Clock::now() - began).count();
   }

@@ -2,7 +2,8 @@
 //
 // All walk the entries in order and claim tiles from an atomic counter; an entry is over when its tiles are finished, not when
 // all threads have come. So a thread that the system has put aside delays nothing but the tile it holds: gateway and clients may
-// share these cores. Waiting spins for at most 50 µs, then sleeps.
+// share these cores. Waiting spins for at most 50 µs, then sleeps. A spinning thread asks the memory for the weights that come next, so
+// that reading goes on while small operations run.
 #pragma once
 
 #include <condition_variable>
@@ -29,10 +30,11 @@ class Pool {
   void forget(const Tape& tape);
 
  private:
+  class Ahead;
   void work();
   bool walk(Tape& tape, uint32_t replay, std::vector<double>* profile);
-  template <class Condition>
-  void wait(Condition done);
+  template <class Condition, class Meanwhile>
+  void wait(Condition done, Meanwhile meanwhile);
   void notify();
 
   std::vector<std::thread> workers_;

@@ -28,6 +28,12 @@ class Entry {
   virtual int64_t plan(const Step& step, int threads) = 0;
   virtual void run(const Step& step, int64_t tile) const = 0;
   virtual const char* name() const = 0;
+  // Memory that the next replay of this entry reads once, front to back, and that no cache holds: weights. Valid after plan().
+  struct Stream {
+    const uint8_t* data = nullptr;
+    int64_t bytes = 0;
+  };
+  virtual Stream stream() const { return {}; }
 };
 
 // An operation whose rows are independent: a tile is a range of rows.
@@ -64,6 +70,7 @@ class Tape {
   // sees another number there and claims nothing.
   struct alignas(64) Counters {
     std::atomic<uint64_t> unclaimed{0}, unfinished{0};
+    std::atomic<int64_t> fetched{0};  // bytes of the entry's stream that waiting threads have asked the memory for
   };
   std::vector<std::unique_ptr<Entry>> entries_;
   std::unique_ptr<Counters[]> counters_;

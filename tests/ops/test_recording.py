@@ -82,8 +82,11 @@ def test_profiling_names_every_operation_and_changes_nothing() -> None:
     assert recorder is not None
     x, weight = torch.randn(4, 32), Linear(weight=torch.randn(16, 32))
     ops.prepare(weight)
+    ops.linear(ops.rmsnorm(x, torch.ones(32), 1e-5), weight)
+    ops.workspace.seal()
+    norm = torch.ones(32)
     with recorder.record(4, 4) as finish:
-        y = ops.linear(ops.rmsnorm(x, torch.ones(32), 1e-5), weight)
+        y = ops.linear(ops.rmsnorm(x, norm, 1e-5), weight)
         recording = finish()
     recording.run(4, 1, 0)
     plain = y.clone()

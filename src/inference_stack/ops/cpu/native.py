@@ -102,7 +102,10 @@ class Native:
 
     @contextmanager
     def record(self, most_tokens: int, most_samples: int) -> Iterator[Callable[[], Recorded]]:
-        """Operations in this block are recorded; the value, called at the end of it, gives the recording."""
+        """Operations in this block are recorded; the value, called at the end of it, gives the recording.
+
+        To be replayed it must be made over a sealed workspace: until then, addresses last as long as their tensors.
+        """
         if self._tape is not None:
             raise RuntimeError("a recording is open already")
         tape: _native.Tape = self.module.Tape(self.kernels, most_tokens, most_samples)

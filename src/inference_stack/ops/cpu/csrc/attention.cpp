@@ -8,7 +8,7 @@ namespace istack {
 
 namespace {
 
-constexpr int64_t VECTORS_PER_RUN = 64;      // enough to convert each key once for many
+constexpr int64_t VECTORS_PER_RUN = 128;     // enough to convert each key once for many
 constexpr int64_t CLAIMS_PER_THREAD = 8;     // how finely a step is cut
 constexpr int64_t MOST_PARTIALS = 4 << 20;   // floats; beyond them runs stay whole
 constexpr int64_t VECTOR_COST = 2;           // of a key for one more vector, where reading and converting the key costs 3

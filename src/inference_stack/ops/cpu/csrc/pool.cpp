@@ -56,7 +56,13 @@ std::vector<std::string> Tape::names() const {
 }
 
 Tape::~Tape() {
-  if (pool_) pool_->forget(*this);
+  if (watch_) watch_->forget(this);
+}
+
+void Watch::forget(Tape* mine) {
+  Tape* expected = mine;
+  tape.compare_exchange_strong(expected, nullptr);
+  while (inside.load() != 0) relax();
 }
 
 Pool::Pool(int threads) {
@@ -95,12 +101,13 @@ void Pool::run(Tape& tape, const Step& step, std::vector<double>* profile) {
   const uint32_t replay = replay_.load() + 1;
   const size_t size = tape.entries_.size();
   if (tape.ready_ != size) {
-    forget(tape);
+    watch_->forget(&tape);
     tape.counters_ = std::make_unique<Tape::Counters[]>(size);
     tape.tiles_ = std::make_unique<std::atomic<int64_t>[]>(size);
     tape.ready_ = size;
   }
-  tape.pool_ = this;
+  if (tape.watch_ && tape.watch_ != watch_) tape.watch_->forget(&tape);
+  tape.watch_ = watch_;
   tape.step_ = step;
   for (size_t i = 0; i < size; i++) {
     const int64_t tiles = tape.entries_[i]->plan(step, threads());
@@ -110,16 +117,10 @@ void Pool::run(Tape& tape, const Step& step, std::vector<double>* profile) {
     tape.counters_[i].fetched.store(0, std::memory_order_relaxed);
   }
   if (profile) profile->resize(size);
-  tape_.store(&tape);
+  watch_->tape.store(&tape);
   replay_.store(replay);
   if (!workers_.empty()) notify();
   walk(tape, replay, profile);
-}
-
-void Pool::forget(const Tape& tape) {
-  Tape* mine = const_cast<Tape*>(&tape);
-  tape_.compare_exchange_strong(mine, nullptr);
-  while (inside_.load() != 0) relax();
 }
 
 void Pool::work() {
@@ -127,10 +128,10 @@ void Pool::work() {
   while (true) {
     wait([&] { return stopping_.load() || replay_.load() != seen; }, [] { return false; });
     if (stopping_) return;
-    inside_++;
+    watch_->inside++;
     seen = replay_.load();
-    if (Tape* tape = tape_.load()) walk(*tape, seen, nullptr);
-    inside_--;
+    if (Tape* tape = watch_->tape.load()) walk(*tape, seen, nullptr);
+    watch_->inside--;
   }
 }
 

@@ -26,9 +26,6 @@ class Pool {
   // Replays the tape; returns when it is done. One caller at a time (a lock sees to it).
   // With `profile`, adds each entry's seconds, as this thread saw them, to it.
   void run(Tape& tape, const Step& step, std::vector<double>* profile = nullptr);
-  // Waits until no thread looks at the tape any more.
-  void forget(const Tape& tape);
-
  private:
   class Ahead;
   void work();
@@ -42,9 +39,8 @@ class Pool {
   std::mutex mutex_;
   std::condition_variable changed_;
   std::atomic<int> sleepers_{0};
-  std::atomic<Tape*> tape_{nullptr};
+  const std::shared_ptr<Watch> watch_ = std::make_shared<Watch>();
   std::atomic<uint32_t> replay_{0};
-  std::atomic<int> inside_{0};
   std::atomic<bool> stopping_{false};
 };
 

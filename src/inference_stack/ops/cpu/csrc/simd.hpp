@@ -53,6 +53,7 @@ inline F load_i8(const int8_t* p) {
 inline void store_i8(int8_t* p, F a) {  // whole numbers within int8
   _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a.v)));
 }
+inline F scale2(F p, F n) { return {_mm512_scalef_ps(p.v, n.v)}; }  // p 2^n, rounded once, for whole n in -126 … 127
 // 2^n for whole n in -126 … 127
 inline F exp2_whole(F n) {
   __m512i bits = _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127)), 23);
@@ -112,6 +113,7 @@ inline __m256 exp2_half(__m256 n) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
 }
 inline F exp2_whole(F n) { ISTACK_BOTH(exp2_half(n.a), exp2_half(n.b)); }
+inline F scale2(F p, F n) { return mul(p, exp2_whole(n)); }
 #undef ISTACK_BOTH
 
 #else  // portable: plain C++, compiled for the baseline of the architecture
@@ -179,6 +181,8 @@ inline void store_i8(int8_t* p, F a) { for (int i = 0; i < LANES; i++) p[i] = in
 inline F exp2_whole(F n) {
   return lanes([&](int i) { uint32_t bits = uint32_t(int(n.v[i]) + 127) << 23; float out; std::memcpy(&out, &bits, 4); return out; });
 }
+
+inline F scale2(F p, F n) { return mul(p, exp2_whole(n)); }
 
 #endif
 
@@ -292,7 +296,7 @@ inline F exp(F x) {
 inline F exp_below(F x) {
   const F low = set1(-87.33654f);
   const F n = round(mul(max(x, low), set1(1.44269504f)));
-  return less(x, low, zero(), mul(exp_rest(x, n), exp2_whole(n)));
+  return less(x, low, zero(), scale2(exp_rest(x, n), n));
 }
 
 }  // namespace ISTACK_ISA

@@ -53,6 +53,16 @@ class RowEntry : public Entry {
   std::vector<std::unique_ptr<RowEntry>> next_;
 };
 
+class Tape;
+
+// Which tape the threads of a pool are at, and how many look at it. Shared by the two, since either may end first.
+struct Watch {
+  std::atomic<Tape*> tape{nullptr};
+  std::atomic<int> inside{0};
+  // Waits until no thread looks at the tape any more.
+  void forget(Tape* mine);
+};
+
 // Entries in order, replayed as one.
 class Tape {
  public:
@@ -77,7 +87,7 @@ class Tape {
   std::unique_ptr<std::atomic<int64_t>[]> tiles_;
   size_t ready_ = 0;  // entries that have counters
   Step step_;
-  class Pool* pool_ = nullptr;   // the pool that last ran it
+  std::shared_ptr<Watch> watch_;  // of the pool that last ran it
 };
 
 }  // namespace istack

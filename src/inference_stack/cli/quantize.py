@@ -18,6 +18,7 @@ def quantize(
     output: Annotated[
         Path | None, typer.Option(help="Directory to write. [default: named after the model]", show_default=False)
     ] = None,
+    symmetric: Annotated[bool, typer.Option("--symmetric", help="4 bits without zero points: worse, simpler.")] = False,
     calibration: Annotated[
         bool, typer.Option(help="Run the model over a text first, and round for the activations that it has.")
     ] = True,
@@ -27,5 +28,7 @@ def quantize(
     """Quantise a model into a safetensors directory that other servers can load too."""
     from inference_stack.cli.quality.quantising import quantise_model
     from inference_stack.core.seams import SystemClock
+    from inference_stack.models.quantise import target
 
-    quantise_model(load(config, os.environ), model, to, output, calibration, report, SystemClock())
+    wanted = target(to, symmetric)
+    quantise_model(load(config, os.environ), model, wanted, output, calibration, report, SystemClock())

@@ -184,7 +184,7 @@ def _words(codes: Tensor, bits: int) -> Tensor:
     each = 32 // bits
     padded = torch.nn.functional.pad(codes, (0, -codes.shape[1] % each))
     octets = padded if bits == 8 else padded[:, 0::2] | padded[:, 1::2] << 4
-    return octets.contiguous().view(torch.int32)
+    return octets.flatten().view(torch.int32).view(codes.shape[0], -1)
 
 
 def _half(source: Source, config: ModelConfig) -> torch.dtype:

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from inference_stack.core.errors import invalid, unsupported_model
 
-SHRINKS: Final = tuple(1.0 - 0.035 * step for step in range(14))
+SHRINKS: Final = tuple(1.0 - 0.04 * step for step in range(12))
 """Ranges that are tried, as parts of the whole range of a group."""
 REFINEMENTS: Final = 2
-"""How often the scale is set to the best one for the codes at hand, and the codes to the best ones for that scale."""
+"""How often zero points beside the best one are tried, and the scale that is best for the codes at hand."""
 SIGNIFICANT_BITS: Final = {4: 7, 8: 8}
 """Of scales. So they are exact in bf16 and fp16 alike, and with 4 bits the product of scale and zero point is exact in fp16."""
 SMALLEST: Final = 2.0**-17
@@ -34,20 +34,16 @@ CHUNK: Final = 1 << 18
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A form to quantise to. `group`: columns that share a scale, 0 for all of a row. 4 bits have zero points, 8 are symmetric."""
+    """A form to quantise to. `group`: columns that share a scale, 0 for all of a row. `zeros`: groups have zero points."""
 
     bits: int
     group: int
+    zeros: bool
 
     @property
     def name(self) -> str:
         """As the command line spells it."""
         return f"w{self.bits}g{self.group}" if self.group else f"w{self.bits}"
-
-    @property
-    def zeros(self) -> bool:
-        """Whether groups have zero points."""
-        return self.bits == 4
 
     def group_of(self, name: str, columns: int) -> int:
         """Columns to a scale in a matrix of this width. Raises `unsupported_model` where groups do not divide it."""
@@ -64,12 +60,13 @@ class Target:
 TARGETS: Final = ("w4g64", "w4g128", "w4g32", "w8")
 
 
-def target(name: str) -> Target:
-    """The form with this name. Raises `invalid` for names not in `TARGETS`."""
+def target(name: str, symmetric: bool = False) -> Target:
+    """The form with this name, 4 bits with zero points unless it shall be `symmetric`. Raises `invalid` for names not in `TARGETS`."""
     match = re.fullmatch(r"w([48])(?:g(\d+))?", name)
     if match is None or name not in TARGETS:
         raise invalid(f"--to: expected one of {', '.join(TARGETS)}, not {name!r}", param="to")
-    return Target(bits=int(match[1]), group=int(match[2] or 0))
+    bits = int(match[1])
+    return Target(bits=bits, group=int(match[2] or 0), zeros=bits == 4 and not symmetric)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +106,7 @@ class _Grid:
     def steps(self, w: Tensor) -> Tensor:
         """Codes less zero points of weights [..., X], as floats."""
         zero = self.zero[..., None]
-        return (w / self.scale[..., None]).round_().clamp_(-zero, self.top - zero)
+        return (w * (1 / self.scale)[..., None]).round_().clamp_(-zero, self.top - zero)
 
 
 def quantise(w_NK: Tensor, target: Target, group: int, curvature: Curvature | None = None) -> Codes:
@@ -127,8 +124,7 @@ def quantise(w_NK: Tensor, target: Target, group: int, curvature: Curvature | No
 
 def nearest(w_NK: Tensor, target: Target, group: int) -> Codes:
     """Codes by rounding to nearest over each group's whole range: what `quantise` is to be compared with."""
-    w_NGX = w_NK.unflatten(1, (-1, group))
-    return _codes(w_NK, target, _candidates(w_NGX, target, _span(w_NGX, target))[0])
+    return _codes(w_NK, target, _Ranges(w_NK.unflatten(1, (-1, group)), target).grid(1.0))
 
 
 def block_for(group: int, columns: int, most: int) -> int:
@@ -161,61 +157,69 @@ def _fitted(w_NGX: Tensor, target: Target, importance_GX: Tensor | None) -> _Gri
     return _Grid(scale_NG, zero_NG, 2**target.bits - 1)
 
 
+class _Ranges:
+    """The ranges of some groups [N, G, X], which always have zero in them, and grids over parts of these."""
+
+    def __init__(self, w_NGX: Tensor, target: Target) -> None:
+        self._target, self._top = target, 2**target.bits - 1
+        low, high = w_NGX.amin(-1).clamp_max(0), w_NGX.amax(-1).clamp_min(0)
+        if target.zeros:
+            self._span, self._middle = high - low, (high + low) / 2
+        else:
+            # One more code lies below the middle than above it, which has to reach the largest weight.
+            self._span, self._middle = torch.maximum(high, -low) * (self._top / (self._top // 2)), torch.zeros_like(low)
+
+    def grid(self, shrink: float) -> _Grid:
+        """The grid over this part of each range, around its middle."""
+        scale = _rounded(self._span * (shrink / self._top), self._target.bits)
+        if not self._target.zeros:
+            return _Grid(scale, torch.full_like(scale, self._top // 2 + 1), self._top)
+        return _Grid(scale, (self._top / 2 - self._middle / scale).round_().clamp_(0, self._top), self._top)
+
+
 class _Search:
     """The best grid so far for some groups [N, G, X]."""
 
     def __init__(self, w_NGX: Tensor, target: Target, importance_GX: Tensor | None) -> None:
         self._w, self._target = w_NGX, target
-        self._importance = torch.ones(w_NGX.shape[1:]) if importance_GX is None else importance_GX
-        zero = torch.full(w_NGX.shape[:2], 0.0)
-        self._best = _Grid(torch.ones_like(zero), zero, 2**target.bits - 1)
-        self._error = torch.full_like(zero, torch.inf)
+        self._importance = importance_GX
+        self._best = _Ranges(w_NGX, target).grid(1.0)
+        self._error = torch.full(w_NGX.shape[:2], torch.inf)
 
     def run(self) -> _Grid:
-        """Try clipped ranges, then improve the best one's scale."""
-        span = _span(self._w, self._target)
+        """Try clipped ranges, then improve what was best."""
+        ranges = _Ranges(self._w, self._target)
         for shrink in SHRINKS:
-            for grid in _candidates(self._w, self._target, span * shrink):
-                self._offer(grid, grid.steps(self._w))
+            self._offer(ranges.grid(shrink))
         for _ in range(REFINEMENTS):
-            steps = self._best.steps(self._w)
-            weighted = steps * self._importance
-            squares = (weighted * steps).sum(-1)
-            scale = torch.where(squares > 0, (weighted * self._w).sum(-1) / squares, self._best.scale)
-            better = _Grid(_rounded(scale.abs(), self._target), self._best.zero, self._best.top)
-            self._offer(better, better.steps(self._w))
+            if self._target.zeros:
+                for change in (-1, 1):
+                    zero = (self._best.zero + change).clamp_(0, self._best.top)
+                    self._offer(_Grid(self._best.scale, zero, self._best.top))
+            self._offer(_Grid(self._matched(), self._best.zero, self._best.top))
         return self._best
 
-    def _offer(self, grid: _Grid, steps: Tensor) -> None:
-        error = steps.mul_(grid.scale[..., None]).sub_(self._w).square_().mul_(self._importance).sum(-1)
+    def _matched(self) -> Tensor:
+        """The scale that is best for the codes that the best grid gives."""
+        steps = self._best.steps(self._w)
+        weighted = steps if self._importance is None else steps * self._importance
+        squares = (weighted * steps).sum(-1)
+        scale = torch.where(squares > 0, (weighted * self._w).sum(-1) / squares, self._best.scale)
+        return _rounded(scale, self._target.bits)
+
+    def _offer(self, grid: _Grid) -> None:
+        square = grid.steps(self._w).mul_(grid.scale[..., None]).sub_(self._w).square_()
+        error = (square if self._importance is None else square.mul_(self._importance)).sum(-1)
         better = error < self._error
         self._error = torch.where(better, error, self._error)
         scale, zero = torch.where(better, grid.scale, self._best.scale), torch.where(better, grid.zero, self._best.zero)
         self._best = _Grid(scale, zero, grid.top)
 
 
-def _span(w_NGX: Tensor, target: Target) -> Tensor:
-    """The range of every group, zero included; where it is symmetric, a little more than twice the largest."""
-    if not target.zeros:
-        return w_NGX.abs().amax(-1) * (2.0 + 1 / (2 ** (target.bits - 1) - 1))
-    return w_NGX.amax(-1).clamp_min(0) - w_NGX.amin(-1).clamp_max(0)
-
-
-def _candidates(w_NGX: Tensor, target: Target, span_NG: Tensor) -> list[_Grid]:
-    """Grids that cover a range of this size; with zero points the two that lie around the group's middle."""
-    top = 2**target.bits - 1
-    scale = _rounded(span_NG / top, target)
-    if not target.zeros:
-        return [_Grid(scale, torch.full_like(scale, 2.0 ** (target.bits - 1)), top)]
-    middle = (w_NGX.amax(-1).clamp_min(0) + w_NGX.amin(-1).clamp_max(0)) / 2
-    exact = (top / 2 - middle / scale).clamp_(0, top)
-    return [_Grid(scale, exact.floor(), top), _Grid(scale, exact.ceil(), top)]
-
-
-def _rounded(scale: Tensor, target: Target) -> Tensor:
+def _rounded(scale: Tensor, bits: int) -> Tensor:
     """Scales with `SIGNIFICANT_BITS`."""
     mantissa, exponent = torch.frexp(scale.clamp_min(SMALLEST))
-    whole = 2.0 ** SIGNIFICANT_BITS[target.bits]
+    whole = 2.0 ** SIGNIFICANT_BITS[bits]
     return torch.ldexp((mantissa * whole).round_() / whole, exponent)
 
 

@@ -24,14 +24,14 @@ from inference_stack.frontend.load import load_frontend
 from inference_stack.models.export import Exported, export
 from inference_stack.models.loader import read_config
 from inference_stack.models.outline import outline_of
-from inference_stack.models.quantise import Curvature, Target, target
+from inference_stack.models.quantise import Curvature, Target
 
 
 def quantise_model(
-    config: Config, model: str, to: str, output: Path | None, calibrated: bool, report: bool, clock: Clock
+    config: Config, model: str, wanted: Target, output: Path | None, calibrated: bool, report: bool, clock: Clock
 ) -> None:
-    """Write `model`, quantised to `to`, into `output`, and print an account. Raises `InferenceError`."""
-    wanted, console = target(to), Console()
+    """Write `model`, quantised as `wanted`, into `output`, and print an account. Raises `InferenceError`."""
+    console = Console()
     files = fetch([model], config.cache_dir)[0]
     folder = _prepared(output or Path(f"{Path(files.name).name}-{wanted.name}"))
     began = clock.now()

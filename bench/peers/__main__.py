@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from datetime import date
 from pathlib import Path
@@ -79,7 +80,8 @@ def do_run(asked: argparse.Namespace, source: Path) -> int:
 
 
 def main() -> int:
-    """Do what was asked. The exit status is 1 if anything failed."""
+    """Do what was asked. The exit status is 1 if anything failed. Being terminated stops the servers too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     asked = arguments()
     if asked.command == "report":
         from bench.peers.report import write

@@ -9,7 +9,8 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -47,6 +48,15 @@ class Process:
                 env=environment(extra),
                 start_new_session=True,
             )
+
+    @contextmanager
+    def or_stop(self) -> Iterator[None]:
+        """End the process if the block fails, in whatever way."""
+        try:
+            yield
+        except BaseException:
+            self.stop()
+            raise
 
     def wait(self, ready: Callable[[], bool]) -> float:
         """Seconds from the start until `ready`. Raises `RuntimeError` with the end of the log if that never comes."""

@@ -63,8 +63,9 @@ class HttpServer:
     ready_s: float = 0.0
 
     def __post_init__(self) -> None:
-        self.ready_s = self.process.wait(self._is_ready)
-        self.model = self.model or self._get("/v1/models")["data"][0]["id"]
+        with self.process.or_stop():
+            self.ready_s = self.process.wait(self._is_ready)
+            self.model = self.model or self._get("/v1/models")["data"][0]["id"]
 
     def _is_ready(self) -> bool:
         try:
@@ -94,8 +95,9 @@ class PipedServer:
     ready_s: float = 0.0
 
     def __post_init__(self) -> None:
-        first = self.process.pipes()[1].readline()
-        self.ready_s = self.process.wait(lambda: bool(first))
+        with self.process.or_stop():
+            first = self.process.pipes()[1].readline()
+            self.ready_s = self.process.wait(lambda: bool(first))
 
     def answer(self, asked: Sequence[Ask]) -> list[Reply]:
         """Send all requests at once, return when all have ended. Raises `RuntimeError` if the process ends instead."""

@@ -41,7 +41,7 @@ def _make(name: str, home: Path, source: Path, target: Path) -> None:
         _run([program(home, "transformers"), DRIVERS / "to_safetensors.py", source, target])
     else:
         part = target.with_name(target.name + ".part")
-        command = [
+        command: list[Path | str] = [
             program(home, "openvino-export", "optimum-cli"),
             "export",
             "openvino",

@@ -55,3 +55,10 @@ def test_a_frozen_one_can_be_ended(tmp_path: Path) -> None:
     process.pause()
     process.stop()
     assert process.child.returncode is not None
+
+
+def test_a_start_that_fails_leaves_nothing_running(tmp_path: Path) -> None:
+    process = child("import sys; sys.stdin.read()", tmp_path)
+    with pytest.raises(KeyboardInterrupt), process.or_stop():
+        raise KeyboardInterrupt
+    assert process.child.returncode is not None

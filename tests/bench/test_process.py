@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from bench.peers.process import Process
 
 
 def child(code: str, log: Path) -> Process:
     return Process([sys.executable, "-c", code], {}, log / "log", piped=True)
+
+
+def changed(process: Process, kind: int) -> int:
+    """Wait until the child stops or goes on, and say which the kernel reports."""
+    found = os.waitid(os.P_PID, process.child.pid, kind)
+    return found.si_code if found is not None else 0
 
 
 @pytest.fixture
@@ -44,9 +50,9 @@ def test_only_a_restless_one_is_stopped_and_it_can_go_on(sleeper: Process) -> No
     assert not sleeper.frozen
     sleeper.restless = True
     sleeper.pause()
-    assert psutil.Process(sleeper.child.pid).status() == psutil.STATUS_STOPPED
+    assert changed(sleeper, os.WSTOPPED) == os.CLD_STOPPED
     sleeper.resume()
-    assert psutil.Process(sleeper.child.pid).status() != psutil.STATUS_STOPPED
+    assert changed(sleeper, os.WCONTINUED) == os.CLD_CONTINUED
 
 
 def test_a_frozen_one_can_be_ended(tmp_path: Path) -> None:

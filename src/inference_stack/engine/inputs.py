@@ -53,11 +53,7 @@ def write_drafts(plan: StepPlan, rows: Rows, tables: SlotTables, device: Device)
     row, column = np.nonzero(plan.drafts >= 0)
     count = (plan.drafts >= 0).sum(axis=1)
     position = rows.context[row] - count[row] + column
-    tables.write(
-        device.upload(rows.slots[row]),
-        device.upload(position),
-        device.upload(plan.drafts[row, column].astype(np.int64)),
-    )
+    tables.write(rows.slots[row], position, device.upload(plan.drafts[row, column].astype(np.int64)))
 
 
 def build_inputs(

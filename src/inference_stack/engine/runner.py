@@ -110,8 +110,7 @@ class ModelRunner:
         chosen = self._ops.sample(logits_SV, wanted)
         self.laps.lap("sampling: kernel")
         rows = result.rows
-        slots = self._device.upload(rows.slots[rows.sampled_row])
-        self._tables.write(slots, self._device.upload(rows.sampled_position), chosen.tokens_S)
+        self._tables.write(rows.slots[rows.sampled_row], rows.sampled_position, chosen.tokens_S)
         result.take(chosen, wanted)
 
     def _score_prompts(self, result: _Result, hidden_TD: Tensor) -> None:

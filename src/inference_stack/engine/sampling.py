@@ -78,11 +78,11 @@ class SampleColumns:
 
     def of(self, plan: StepPlan, rows: Rows) -> SampleInputs:
         """The columns for a plan."""
-        slots = rows.slots[rows.sampled_row]
-        if self._inputs is not None and self._entered == self._tables.entered and plan.grammar is None:
-            if np.array_equal(slots, self._slots):
-                self._position[:] = rows.sampled_position
-                return self._inputs
+        slots = rows.slots if rows.decode else rows.slots[rows.sampled_row]
+        same = self._inputs is not None and self._entered == self._tables.entered and plan.grammar is None
+        if same and len(slots) == len(self._slots) and (slots == self._slots).all():
+            self._position[:] = rows.sampled_position
+            return self._inputs
         inputs = self._build(plan, rows, slots)
         lasting = plan.grammar is None and not any(self._changes(slot) for slot in slots)
         self._inputs = inputs if lasting else None

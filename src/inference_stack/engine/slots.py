@@ -48,6 +48,7 @@ class SlotTables:
         self._groups = groups
         blocks = -(-max_len // BLOCK_TOKENS)
         self.tokens = torch.zeros((slots, max_len + 1), dtype=torch.int64, device=device.torch_device)
+        self._host = self.tokens.numpy() if self.tokens.device.type == "cpu" else None
         self.entries = [torch.zeros((slots, blocks), dtype=torch.int64, device=device.torch_device) for _ in groups]
         self.floats = {name: np.zeros(slots, dtype=np.float32) for name in FLOAT_PARAMS}
         self.top_k = np.zeros(slots, dtype=np.int64)
@@ -83,6 +84,9 @@ class SlotTables:
         slots, index = (self._device.upload(column.astype(np.int64)) for column in (delta.slots, delta.index))
         self.entries[group][slots, index] = entries
 
-    def write(self, slots: Tensor, positions: Tensor, tokens: Tensor) -> None:
+    def write(self, slots: np.ndarray, positions: np.ndarray, tokens: Tensor) -> None:
         """tokens[slots[i], positions[i]] = tokens[i]."""
-        self.tokens[slots, positions] = tokens
+        if self._host is not None:
+            self._host[slots, positions] = tokens.numpy()
+        else:
+            self.tokens[self._device.upload(slots), self._device.upload(positions)] = tokens

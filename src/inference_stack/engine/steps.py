@@ -28,7 +28,8 @@ from inference_stack.telemetry.laps import Laps
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """hidden_TD, and logits_SV of the sampled tokens (None when there are none). Valid until the next step."""
+    """hidden_TD (and perhaps rows beyond T), and logits_SV of the sampled tokens (None when there are none). Valid until the next
+    step."""
 
     hidden_TD: Tensor
     logits_SV: Tensor | None
@@ -136,6 +137,8 @@ class RecordedStep:
             self._hidden_TD = model.forward(ops, inputs.inputs)
             self._logits_SV = model.logits(ops, ops.select(self._hidden_TD, inputs.inputs.sampled_S))
             self.recording = finish()
+        # Made once per count: slicing a tensor costs more than it should between two steps.
+        self._outputs: dict[int, StepOutput] = {0: StepOutput(self._hidden_TD, None)}
 
     def __call__(self, rows: Rows, laps: Laps) -> StepOutput:
         """Compute one step."""
@@ -145,4 +148,6 @@ class RecordedStep:
         self._native()
         self.recording.run(tokens, len(rows.slots), samples)
         laps.lap("model")
-        return StepOutput(self._hidden_TD[:tokens], self._logits_SV[:samples] if samples else None)
+        if samples not in self._outputs:
+            self._outputs[samples] = StepOutput(self._hidden_TD, self._logits_SV[:samples])
+        return self._outputs[samples]

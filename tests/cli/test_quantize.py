@@ -24,6 +24,7 @@ TEXT = "hello world, think in the hall <|im_end|> é " * 12
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ISTACK_NODE__THREADS", "1")
     Path("text.txt").write_text(TEXT)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def inputs(columns: int = 256, seed: int = 2) -> Tensor:
 
 def curvature(x_TK: Tensor, block: int) -> Curvature:
     parts = x_TK.split(block, 1)
-    return Curvature(block=block, moments=tuple(part.T @ part for part in parts))
+    return Curvature([part.T @ part for part in parts])
 
 
 def error(found: Tensor, w_NK: Tensor, x_TK: Tensor | None = None) -> float:
@@ -71,6 +72,13 @@ def test_larger_blocks_of_columns_make_up_for_more() -> None:
     w_NK, x_TK, form = weights(), inputs(), target("w4g64")
     errors = [error(quantise(w_NK, form, 64, curvature(x_TK, size)).dequantised(), w_NK, x_TK) for size in (64, 256)]
     assert errors[1] < errors[0]
+
+
+def test_several_threads_choose_the_same_codes() -> None:
+    w_NK, form, seen = weights(rows=700), target("w4g64"), curvature(inputs(), 128)
+    with ThreadPoolExecutor(2) as pool:
+        found = [quantise(w_NK, form, 64, seen, chosen) for chosen in (None, pool)]
+    assert torch.equal(found[0].dequantised(), found[1].dequantised())
 
 
 def test_inputs_that_never_occur_do_no_harm() -> None:

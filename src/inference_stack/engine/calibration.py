@@ -55,8 +55,9 @@ class _Moments:
     def by_module(self) -> dict[str, Curvature]:
         """The sums, once for each module."""
         return {
-            module: Curvature(block=blocks[0].shape[0], moments=tuple(blocks))
+            module: curvature
             for one, blocks in self._blocks.items()
+            for curvature in [Curvature(blocks)]
             for module in one.modules
         }
 

@@ -12,6 +12,7 @@ One tensor is in memory at a time. Knows layouts and names; which codes are good
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -59,14 +60,15 @@ def export(
     folder: Path,
     curvatures: Mapping[str, Curvature] | None = None,
     progress: Progress = silent,
+    threads: int = 1,
 ) -> Exported:
-    """Quantise a model's projections and write its tensors into `folder`.
+    """Quantise a model's projections and write its tensors into `folder`, working in `threads` threads.
 
     `curvatures`, by module, say what inputs weights are for. Raises `unsupported_model` naming what cannot be written.
     """
-    with _opened(files) as (config, source):
+    with _opened(files) as (config, source), _workers(threads) as pool:
         outline = outline_of(config)
-        made = _Exporter(source, config, target, curvatures or {}, progress)
+        made = _Exporter(source, config, target, curvatures or {}, progress, pool)
         nbytes = write_safetensors(folder, made.items(outline))
         return Exported(
             nbytes=nbytes,
@@ -87,6 +89,18 @@ def _opened(files: ModelFiles) -> Iterator[tuple[ModelConfig, Source]]:
         yield config, GgufSource(gguf, config)
 
 
+@contextmanager
+def _workers(threads: int) -> Iterator[Executor]:
+    """Threads that work on parts of a matrix. Operations are small: torch's own threads would mostly wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads, "quantise") as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(before)
+
+
 class _Exporter:
     """Turns a source's tensors into items to be written. `dtype` is what matrices of 16 bits are written in."""
 
@@ -97,11 +111,12 @@ class _Exporter:
         target: Target,
         curvatures: Mapping[str, Curvature],
         progress: Progress,
+        pool: Executor,
     ) -> None:
         self.dtype = _half(source, config)
         self.dequantised: set[str] = set()
         self._source, self._target = source, target
-        self._curvatures, self._progress = curvatures, progress
+        self._curvatures, self._progress, self._pool = curvatures, progress, pool
         self._done = self._total = 0
 
     def items(self, outline: Outline) -> list[Item]:
@@ -156,7 +171,7 @@ class _Exporter:
         w_NK = self._read(part, torch.float32)
         if not torch.isfinite(w_NK).all():
             raise unsupported_model(f"{part.name} has numbers that are not finite.")
-        codes = quantise(w_NK, self._target, group, self._curvatures.get(module))
+        codes = quantise(w_NK, self._target, group, self._curvatures.get(module), self._pool)
         return {f"{module}.{name}": tensor for name, tensor in packed(codes, self.dtype, self._target.zeros).items()}
 
     def _read(self, part: Part, dtype: torch.dtype) -> Tensor:

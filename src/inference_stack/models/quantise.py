@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Final
 
 import torch
@@ -28,6 +30,8 @@ SMALLEST: Final = 2.0**-17
 """Of scales: no bit of a smaller one would be certain in fp16."""
 DAMPING: Final = 0.01
 """Part of the mean importance that every column is given, because activations that were seen are only a sample."""
+ROWS: Final = 512
+"""Rows to a part; also what is a unit of parallel work."""
 CHUNK: Final = 1 << 18
 """Weights that are worked on at a time, so that intermediate values stay in cache."""
 
@@ -61,7 +65,7 @@ TARGETS: Final = ("w4g64", "w4g128", "w4g32", "w8")
 
 
 def target(name: str, symmetric: bool = False) -> Target:
-    """The form with this name, 4 bits with zero points unless it shall be `symmetric`. Raises `invalid` for names not in `TARGETS`."""
+    """The form with this name; 4 bits have zero points unless `symmetric`. Raises `invalid` for names not in `TARGETS`."""
     match = re.fullmatch(r"w([48])(?:g(\d+))?", name)
     if match is None or name not in TARGETS:
         raise invalid(f"--to: expected one of {', '.join(TARGETS)}, not {name!r}", param="to")
@@ -87,12 +91,18 @@ class Codes:
         return ((code_NGX - self.zero_NG.to(torch.float32)[..., None]) * self.scale_NG[..., None]).flatten(1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Curvature:
-    """Second moments of a projection's inputs, Σ x xᵀ, of columns `block` by `block`: fp32 [block, block], the last one smaller."""
+    """Second moments of a projection's inputs, Σ x xᵀ, block by block of neighbouring columns: fp32 [block, block]."""
 
-    block: int
-    moments: tuple[Tensor, ...]
+    def __init__(self, moments: Sequence[Tensor]) -> None:
+        self.moments = tuple(moments)
+
+    @cached_property
+    def blocks(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """For every block what each column counts, and the upper Cholesky factor of the damped moments' inverse."""
+        return tuple(
+            (weights, _factor(moment, weights)) for moment in self.moments for weights in [_importance(moment)]
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,22 +119,32 @@ class _Grid:
         return (w * (1 / self.scale)[..., None]).round_().clamp_(-zero, self.top - zero)
 
 
-def quantise(w_NK: Tensor, target: Target, group: int, curvature: Curvature | None = None) -> Codes:
-    """Codes for a matrix, fp32, in groups of `group` columns. With `curvature`, for the inputs that it tells of."""
-    if curvature is None:
-        return _codes(w_NK, target, _fitted(w_NK.unflatten(1, (-1, group)), target, None))
-    w_NK = w_NK.clone()
-    parts, start = [], 0
-    for moment in curvature.moments:
-        stop = start + moment.shape[0]
-        parts.append(_compensated(w_NK[:, start:stop], target, min(group, moment.shape[0]), moment))
-        start = stop
-    return _joined(parts, w_NK.shape[1] // group)
+def quantise(
+    w_NK: Tensor, target: Target, group: int, curvature: Curvature | None = None, pool: Executor | None = None
+) -> Codes:
+    """Codes for a matrix, fp32, in groups of `group` columns. With `curvature`, for the inputs that it tells of.
+
+    Rows do not depend on one another; `pool` works on several parts at a time, whose size does not depend on it.
+    """
+    one = partial(_quantise_rows, target=target, group=group, blocks=None if curvature is None else curvature.blocks)
+    return _joined(list((pool.map if pool else map)(one, w_NK.split(ROWS))), dim=0)
 
 
 def nearest(w_NK: Tensor, target: Target, group: int) -> Codes:
     """Codes by rounding to nearest over each group's whole range: what `quantise` is to be compared with."""
     return _codes(w_NK, target, _Ranges(w_NK.unflatten(1, (-1, group)), target).grid(1.0))
+
+
+def _quantise_rows(w_NK: Tensor, target: Target, group: int, blocks: tuple[tuple[Tensor, Tensor], ...] | None) -> Codes:
+    if blocks is None:
+        return _codes(w_NK, target, _fitted(w_NK.unflatten(1, (-1, group)), target, None))
+    w_NK = w_NK.clone()
+    parts, start = [], 0
+    for importance_B, factor_BB in blocks:
+        stop = start + len(importance_B)
+        parts.append(_compensated(w_NK[:, start:stop], target, group, importance_B, factor_BB))
+        start = stop
+    return _joined(parts)
 
 
 def block_for(group: int, columns: int, most: int) -> int:
@@ -223,10 +243,8 @@ def _rounded(scale: Tensor, bits: int) -> Tensor:
     return torch.ldexp((mantissa * whole).round_() / whole, exponent)
 
 
-def _compensated(w_NB: Tensor, target: Target, group: int, moment_BB: Tensor) -> Codes:
+def _compensated(w_NB: Tensor, target: Target, group: int, importance_B: Tensor, factor_BB: Tensor) -> Codes:
     """Codes for some columns, which are changed as errors are passed on."""
-    importance_B = _importance(moment_BB)
-    factor_BB = _factor(moment_BB, importance_B)
     parts = []
     for start in range(0, w_NB.shape[1], group):
         stop = start + group
@@ -235,7 +253,7 @@ def _compensated(w_NB: Tensor, target: Target, group: int, moment_BB: Tensor) ->
         codes, error_NX = _one_by_one(w_NX, target, grid, factor_BB[start:stop, start:stop])
         w_NB[:, stop:] -= error_NX @ factor_BB[start:stop, stop:]
         parts.append(codes)
-    return _joined(parts, len(parts))
+    return _joined(parts)
 
 
 def _importance(moment_BB: Tensor) -> Tensor:
@@ -268,11 +286,11 @@ def _one_by_one(w_NX: Tensor, target: Target, grid: _Grid, factor_XX: Tensor) ->
     return codes, error_XN.T
 
 
-def _joined(parts: Sequence[Codes], groups: int) -> Codes:
-    """Parts of a matrix side by side."""
+def _joined(parts: Sequence[Codes], dim: int = 1) -> Codes:
+    """Parts of a matrix side by side, or one below the other."""
     return Codes(
         bits=parts[0].bits,
-        code_NK=torch.cat([part.code_NK for part in parts], 1),
-        scale_NG=torch.cat([part.scale_NG for part in parts], 1),
-        zero_NG=torch.cat([part.zero_NG for part in parts], 1),
+        code_NK=torch.cat([part.code_NK for part in parts], dim),
+        scale_NG=torch.cat([part.scale_NG for part in parts], dim),
+        zero_NG=torch.cat([part.zero_NG for part in parts], dim),
     )

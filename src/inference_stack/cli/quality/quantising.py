@@ -19,6 +19,7 @@ from inference_stack.config.tree import Config
 from inference_stack.core.errors import invalid
 from inference_stack.core.seams import Clock
 from inference_stack.engine.calibration import calibrate
+from inference_stack.engine.device import CpuDevice
 from inference_stack.engine.subject import Subject
 from inference_stack.frontend.load import load_frontend
 from inference_stack.models.export import Exported, export
@@ -38,7 +39,7 @@ def quantise_model(
     with progress_bar(Console(stderr=True)) as shown:
         curvatures = _calibrated(config, files, wanted, shown) if calibrated else {}
         measured = clock.now()
-        exported = export(files, wanted, folder, curvatures, shown)
+        exported = export(files, wanted, folder, curvatures, shown, CpuDevice(config.node.threads).threads)
     write_companions(files, folder)
     write_json(folder / "config.json", exported.config)  # the last: a directory without it is not a model yet
     _print_summary(console, files, folder, exported, (measured - began, clock.now() - measured))

@@ -201,6 +201,14 @@ def test_groups_that_do_not_divide_a_matrix_are_refused_with_advice(tmp_path: Pa
         written(files, tmp_path / "out", "w4g128")
 
 
+def test_tensors_that_would_be_lost_are_refused(tmp_path: Path) -> None:
+    files = tiny.save(tiny.make("qwen3", **WIDE), tmp_path / "source")
+    config = json.loads((tmp_path / "source/config.json").read_text())
+    (tmp_path / "source/config.json").write_text(json.dumps(config | {"architectures": ["LlamaForCausalLM"]}))
+    with pytest.raises(InferenceError, match=r"Unexpected tensors.*self_attn\.k_norm\.weight"):
+        written(files, tmp_path / "out", "w8")
+
+
 def test_tensors_are_spread_over_files_with_an_index(tmp_path: Path) -> None:
     tensors = {f"t{number}": torch.full((3, 5), float(number)) for number in range(5)}
     items = [Item({name: Declared(torch.float32, (3, 5))}, lambda name=name: {name: tensors[name]}) for name in tensors]

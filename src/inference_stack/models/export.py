@@ -11,7 +11,7 @@ One tensor is in memory at a time. Knows layouts and names; which codes are good
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ from inference_stack.models.gguf_config import config_from_gguf
 from inference_stack.models.gguf_source import GgufSource
 from inference_stack.models.hf_config import hf_config
 from inference_stack.models.layers import TABLE
-from inference_stack.models.loader import read_config
+from inference_stack.models.loader import NOT_WEIGHTS, read_config
 from inference_stack.models.outline import HEAD, Outline, outline_of
 from inference_stack.models.quantise import Codes, Curvature, Target, quantise
 from inference_stack.models.safetensors_source import SafetensorsSource
@@ -124,6 +124,7 @@ class _Exporter:
         modules = outline.quantisable
         surplus = [f"{module}.bias" for module in modules if f"{module}.bias" not in outline.names]
         names = [*outline.names, *(name for name in surplus if self._source.layout(name))]
+        self._refuse_others(names)
         found = []
         for name in names:
             part = self._part(name)
@@ -131,6 +132,15 @@ class _Exporter:
             module = name.removesuffix(".weight")
             found.append(self._quantised(module, part) if module in modules else self._kept(part))
         return found
+
+    def _refuse_others(self, names: Sequence[str]) -> None:
+        """Tensors that would be lost, except those that follow from others."""
+        follows = ("rotary_emb.inv_freq", *NOT_WEIGHTS, f"{HEAD}.weight")
+        lost = [name for name in self._source.names() if name not in names and not name.endswith(follows)]
+        if lost:
+            raise unsupported_model(
+                f"Unexpected tensors, which this architecture does not have: {', '.join(lost[:8])}."
+            )
 
     def _part(self, name: str) -> Part:
         layout = self._source.layout(name)

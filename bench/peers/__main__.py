@@ -9,10 +9,11 @@ import signal
 import sys
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from bench.peers import environments, weights
 from bench.peers.catalogue import DEFAULT, PEERS
-from bench.peers.run import run
+from bench.peers.run import Plan, run
 from bench.peers.servers import Site
 
 from inference_stack.artifacts.catalogue import default_cache_dir
@@ -71,11 +72,14 @@ def do_run(asked: argparse.Namespace, source: Path) -> int:
     """Measure and write the result; the number of contenders that failed."""
     names = [*([] if asked.without_ours else ["ours"]), *filter(None, asked.peers.split(","))]
     site = Site(asked.home, asked.threads, asked.home / "logs")
-    repeats = asked.repeats or (1 if asked.quick else 5)
-    result = run(names, site, source, repeats, asked.quick, asked.seed, tell)
+    plan = Plan(names=names, repeats=asked.repeats or (1 if asked.quick else 5), quick=asked.quick, seed=asked.seed)
     asked.out.parent.mkdir(parents=True, exist_ok=True)
-    asked.out.write_text(json.dumps(result, indent=1) + "\n")
-    tell(f"written: {asked.out}")
+
+    def save(result: dict[str, Any]) -> None:
+        asked.out.write_text(json.dumps(result, indent=1) + "\n")
+        tell(f"written: {asked.out}")
+
+    result = run(plan, site, source, tell, save)
     return sum(bool(server["error"]) for server in result["servers"].values())
 
 

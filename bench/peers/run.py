@@ -21,6 +21,7 @@ from inference_stack.artifacts.files import ModelFiles
 from inference_stack.frontend.load import load_frontend
 
 Tell = Callable[[str], None]
+Save = Callable[[dict[str, Any]], None]
 
 
 @dataclass(kw_only=True)
@@ -134,25 +135,36 @@ def vocabulary(source: Path) -> Words:
     return Words(spellings, lambda text: tokenizer.encode(text, add_special_tokens=False))
 
 
-def run(
-    names: Sequence[str], site: Site, source: Path, repeats: int, quick: bool, seed: int, tell: Tell
-) -> dict[str, Any]:
-    """The whole comparison as one JSON value."""
-    words, sizes, facts = vocabulary(source), QUICK if quick else FULL, machine.describe()
-    with seated(names, site, source, words, tell) as seats:
-        for repetition in range(repeats):
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What to run: contenders by name, how often, on which prompts."""
+
+    names: Sequence[str]
+    repeats: int
+    quick: bool
+    seed: int
+
+
+def run(plan: Plan, site: Site, source: Path, tell: Tell, save: Save) -> dict[str, Any]:
+    """The whole comparison as one JSON value; `save` gets it after each repetition, so that an interrupted run is not lost."""
+    words, sizes, facts = vocabulary(source), QUICK if plan.quick else FULL, machine.describe()
+    with seated(plan.names, site, source, words, tell) as seats:
+        result: dict[str, Any] = {}
+        for repetition in range(plan.repeats):
             for seat in order(seats, repetition):
-                turn(seat, words, sizes, seed + repetition)
+                turn(seat, words, sizes, plan.seed + repetition)
                 last = json.dumps({name: round(value, 1) for name, value in seat.rows[-1].items()}) if seat.rows else ""
-                tell(f"{repetition + 1}/{repeats} {seat.contender.name}: {seat.error or last}")
-        return {
-            "machine": facts,
-            "model": source.name,
-            "quick": quick,
-            "repeats": repeats,
-            "threads": site.threads,
-            "seed": seed,
-            "sizes": vars(sizes),
-            "servers": {seat.contender.name: seat.as_dict() for seat in seats},
-            **compare(seats),
-        }
+                tell(f"{repetition + 1}/{plan.repeats} {seat.contender.name}: {seat.error or last}")
+            result = {
+                "machine": facts,
+                "model": source.name,
+                "quick": plan.quick,
+                "repeats": repetition + 1,
+                "threads": site.threads,
+                "seed": plan.seed,
+                "sizes": vars(sizes),
+                "servers": {seat.contender.name: seat.as_dict() for seat in seats},
+                **compare(seats),
+            }
+            save(result)
+        return result

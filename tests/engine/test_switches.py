@@ -44,7 +44,9 @@ def test_names_are_equal_where_bits_are(tiny_models: dict[str, Path]) -> None:
     assert len({identity(), identity(kernels="torch"), identity(kv_dtype="int8"), identity(kv_dtype="float32")}) == 4
 
 
-@pytest.mark.parametrize("settings", [{"kernels": "torch"}, {"kv_dtype": "float32"}, {"kv_dtype": "bfloat16"}, {"kv_dtype": "int8"}])
+@pytest.mark.parametrize(
+    "settings", [{"kernels": "torch"}, {"kv_dtype": "float32"}, {"kv_dtype": "bfloat16"}, {"kv_dtype": "int8"}]
+)
 def test_other_kernels_and_kv_types_serve_too(tiny_models: dict[str, Path], settings: dict[str, Any]) -> None:
     served = engine(tiny_models["llama"], **settings)
     together = answers(served, "llama")

@@ -58,7 +58,9 @@ def test_neighbours_do_not_matter(ops: BoundOps) -> None:
 def test_strided_input_gives_the_same_bits(ops: BoundOps) -> None:
     wide = torch.randn(9, 600)
     x = wide[:, 10:586]
-    assert torch.equal(ops.linear(x, weight_of((576, 960), ops)), ops.linear(x.contiguous(), weight_of((576, 960), ops)))
+    assert torch.equal(
+        ops.linear(x, weight_of((576, 960), ops)), ops.linear(x.contiguous(), weight_of((576, 960), ops))
+    )
 
 
 def test_an_unprepared_weight_is_the_same_weight(ops: BoundOps) -> None:

@@ -123,7 +123,9 @@ def test_activations_are_quantised_to_the_references_integers(native: BoundOps, 
     found = native.linear(x, identity)
     codes, scale = quantise_rows(x, act_block(group))
     assert torch.equal(found, rounded(x, act_block(group)))
-    assert torch.equal((found.unflatten(1, (-1, group)) / scale[..., None]).nan_to_num().round().flatten(1).char(), codes)
+    assert torch.equal(
+        (found.unflatten(1, (-1, group)) / scale[..., None]).nan_to_num().round().flatten(1).char(), codes
+    )
 
 
 @pytest.mark.parametrize("form", range(len(FORMS)))

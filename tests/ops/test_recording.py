@@ -111,6 +111,4 @@ def test_many_threads_on_few_cores_agree_step_after_step() -> None:
     inputs = [torch.randn(1 + step % 9, 64) for step in range(200)]
     inputs = [torch.nn.functional.pad(x, (0, 0, 0, 9 - len(x))) for x in inputs]
     name = native_sets()[0]
-    assert torch.equal(
-        results(make_ops(16, 4, name, threads=1)), results(make_ops(16, 4, name, threads=7))
-    )
+    assert torch.equal(results(make_ops(16, 4, name, threads=1)), results(make_ops(16, 4, name, threads=7)))

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from inference_stack.ops.api import HeadSpec, Linear, StepInputs
 from inference_stack.ops.facade import BoundOps
-from inference_stack.ops.purity import TensorOperationOutsideOps, only_ops
 from inference_stack.ops.implementation import Implementation
+from inference_stack.ops.purity import TensorOperationOutsideOps, only_ops
 from inference_stack.ops.registry import OPS, NoImplementation, Registry, build_ops, reference_implementations
 from inference_stack.ops.workspace import Workspace, WorkspaceOverflow
 from tests.ops.parts import Paged, make_ops, rope_table

@@ -56,9 +56,7 @@ def write_drafts(plan: StepPlan, rows: Rows, tables: SlotTables, device: Device)
     tables.write(rows.slots[row], position, device.upload(plan.drafts[row, column].astype(np.int64)))
 
 
-def build_inputs(
-    rows: Rows, tables: SlotTables, kv: tuple[KvLayer, ...], device: Device
-) -> StepInputs:
+def build_inputs(rows: Rows, tables: SlotTables, kv: tuple[KvLayer, ...], device: Device) -> StepInputs:
     """The step's tensors."""
     counts = device.upload(rows.num_tokens)
     row_T = torch.repeat_interleave(counts)

@@ -3,9 +3,9 @@
     loop               plan 2 │      │ advance 1, report 1, plan 3 │      │ advance 2 …
     device   prepare 1, native code 1 │ prepare 2, native code 2 ─────────│ prepare 3 …
 
-Beside it, planning and reporting cost the device nothing, since native code runs without the interpreter's lock. A result is handed over
-only when the next step has reached its native code: until then the loop would compete for the lock. All models of a device share one
-launcher, so its steps never overlap each other.
+Beside it, planning and reporting cost the device nothing, since native code runs without the interpreter's lock. A result is
+handed over only when the next step has reached its native code: until then the loop would compete for the lock. All models of a
+device share one launcher, so its steps never overlap each other.
 """
 
 from __future__ import annotations

@@ -172,9 +172,7 @@ class _Result:
         if wanted.max_top >= 0:
             self._take_logprobs(tokens, chosen, wanted, stands)
 
-    def _take_logprobs(
-        self, tokens: np.ndarray, chosen: Sampled, wanted: SampleInputs, stands: np.ndarray
-    ) -> None:
+    def _take_logprobs(self, tokens: np.ndarray, chosen: Sampled, wanted: SampleInputs, stands: np.ndarray) -> None:
         row = self.rows.sampled_row
         for at, entry in token_logprobs(tokens, chosen, wanted.top_S.cpu().numpy()).items():
             if stands[at]:

@@ -37,8 +37,9 @@ FLOAT_PARAMS = (
 
 
 class SlotTables:
-    """`tokens` int64 [slots, max_len + 1] (a finished sequence's last token needs a place too), `entries[group]` int64 [slots, max blocks] on the device; parameters on the host.
+    """`tokens` int64 [slots, max_len + 1] and `entries[group]` int64 [slots, max blocks] on the device; parameters on the host.
 
+    The last token of a sequence is stored though nothing reads it, hence the one place more.
     `max_len` is in tokens. Host columns are indexed by slot: `floats[name]` float32, `top_k`, `choice`, `prompt_len` int64,
     `seed` uint64, and `params`. `entered` counts requests that came in: what follows from parameters holds until it changes.
     """

@@ -131,8 +131,8 @@ class StepInputs:
 
     `tokens_T`, `positions_T`, `row_T` int64 [T]; `context_R` int64 [R]: tokens of KV the row's last query may see (its
     start + its queries); `cu_q_X` int64 [R+1] are the bounds. `cu_q` and `context` are the same facts as host integers, so that
-    no op reads the device to decide what to launch. `kv[layer]` is the layer's memory, `tables[group]` the block tables. `sampled_S` int64 [S]: the
-    tokens whose logits are wanted.
+    no op reads the device to decide what to launch. `kv[layer]` is the layer's memory, `tables[group]` the block tables.
+    `sampled_S` int64 [S]: the tokens whose logits are wanted.
     """
 
     tokens_T: Tensor
@@ -246,7 +246,8 @@ class Ops(Protocol):
         """Causal attention of every query over its row's KV (blocks of `step.tables[kv.group]`), within `kv.window` if set.
 
         One path for prefill, chunk, decode and verify; keys are reduced in fixed tiles at absolute positions. A query at
-        position p with window w sees positions p-w+1 … p. With a `softcap` c, a score s becomes c tanh(s / c). Memory that no query may see is never allowed to matter, even NaN.
+        position p with window w sees positions p-w+1 … p. With a `softcap` c, a score s becomes c tanh(s / c). Memory that no
+        query may see is never allowed to matter, even NaN.
         Returns o [T, H·E].
         """
         ...

@@ -13,7 +13,9 @@ from inference_stack.cli.options import ConfigFile, with_settings
 from inference_stack.config.build import Given, build
 from inference_stack.config.load import load
 
-bench = typer.Typer(help="Measure a running server, or the steps of an engine.", no_args_is_help=True, rich_markup_mode=None)
+bench = typer.Typer(
+    help="Measure a running server, or the steps of an engine.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 @bench.callback()
@@ -36,7 +38,9 @@ def serve(settings: list[Given]) -> None:
 def profile(
     settings: list[Given],
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A name, a path or a Hugging Face id.")] = "smollm2",
-    batch: Annotated[list[int] | None, typer.Option(min=1, help="Completions at once; repeat for several tables. [default: 1]")] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(min=1, help="Completions at once; repeat for several tables. [default: 1]")
+    ] = None,
     context: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 128,
     steps: Annotated[int, typer.Option(min=2, help="Decode steps to account for.")] = 200,
     output: Annotated[Path | None, typer.Option(help="Also write the numbers here, as JSON.")] = None,

@@ -1,6 +1,7 @@
 """Multiplying by group-quantised weights, with activations quantised too: the specification of every quantised kernel.
 
-Per row and block of `act_block` activations:   d = max|x| / 127    q = round(x · (127 / max|x|)), half to even; 0 where max|x| ≤ 1e-30
+Per row and block of `act_block` activations:   d = max|x| / 127    q = round(x · (127 / max|x|)), half to even
+                                                q = 0 where max|x| ≤ 1e-30
 Per output and block:   i = Σ code · q   and   j = Σ q, both exact integers
     y[t, n] = Σ over blocks of  scale[n] · i · d + zero[n] · j · d      in fp32, plus the bias
 

@@ -5,6 +5,7 @@ On a CPU every queued operation has finished when the call returns, so events ar
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import sys
@@ -100,6 +101,12 @@ class CpuDevice:
         raw = torch.empty(nbytes + ALIGNMENT, dtype=torch.uint8)
         start = -raw.data_ptr() % ALIGNMENT
         return raw[start : start + nbytes].zero_()
+
+    def settle(self) -> None:
+        """Give back what loading took from the system and no longer uses: the C library keeps freed memory otherwise."""
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+        if trim is not None:
+            trim(0)
 
     def upload(self, column: np.ndarray) -> Tensor:
         """A host array as a tensor; shares memory, so the array must not change while a step uses it."""

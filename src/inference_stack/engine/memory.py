@@ -11,7 +11,7 @@ from inference_stack.core.request import BLOCK_TOKENS
 from inference_stack.kv.slabs import ArenaGeometry, slab_size
 
 AUTO_SHARE = 0.25
-AUTO_FLOOR = 192 << 20
+AUTO_FLOOR = 128 << 20
 AUTO_SEQUENCES = 1
 """Automatic KV memory: room for this many of the longest sequences; at least the floor, at most the share of what is free.
 

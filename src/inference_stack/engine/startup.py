@@ -80,6 +80,7 @@ class Startup:
         ops = self._ops(workspace)
         with account.stage("weights"):
             loaded = [self._load(entry, ops) for entry in self._config.models]
+            self._device.settle()
         with account.stage("KV memory"):
             arena = self._allocate(loaded)
             slabs = SlabPool(arena.geometry)

@@ -54,6 +54,14 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def anonymous(text: str) -> str:
+    """The text without the places of this machine."""
+    places = {sys.prefix: "VENV", str(Path(__file__).parents[2]): ".", str(Path.home()): "~"}
+    for place, name in places.items():
+        text = text.replace(place, name)
+    return text
+
+
 def do_install(asked: argparse.Namespace, source: Path) -> int:
     """Install, telling of every failure; the number of failures."""
     failures = 0
@@ -76,7 +84,7 @@ def do_run(asked: argparse.Namespace, source: Path) -> int:
     asked.out.parent.mkdir(parents=True, exist_ok=True)
 
     def save(result: dict[str, Any]) -> None:
-        asked.out.write_text(json.dumps(result, indent=1) + "\n")
+        asked.out.write_text(anonymous(json.dumps(result, indent=1)) + "\n")
         tell(f"written: {asked.out}")
 
     result = run(plan, site, source, tell, save)

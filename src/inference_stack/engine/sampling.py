@@ -79,8 +79,7 @@ class SampleColumns:
     def of(self, plan: StepPlan, rows: Rows) -> SampleInputs:
         """The columns for a plan."""
         slots = rows.slots if rows.decode else rows.slots[rows.sampled_row]
-        same = self._inputs is not None and self._entered == self._tables.entered and plan.grammar is None
-        if same and len(slots) == len(self._slots) and (slots == self._slots).all():
+        if self._inputs is not None and plan.grammar is None and self._same(slots):
             self._position[:] = rows.sampled_position
             return self._inputs
         inputs = self._build(plan, rows, slots)
@@ -88,6 +87,12 @@ class SampleColumns:
         self._inputs = inputs if lasting else None
         self._slots, self._entered = slots, self._tables.entered
         return inputs
+
+    def _same(self, slots: np.ndarray) -> bool:
+        """Whether these are the requests of the step before."""
+        if self._entered != self._tables.entered or len(slots) != len(self._slots):
+            return False
+        return bool((slots == self._slots).all())
 
     def _changes(self, slot: int) -> bool:
         """Whether what a request asks for depends on how far it has got."""

@@ -49,8 +49,15 @@ class Quantised:
 class Prepared(Protocol):
     """A weight [N, K] in an implementation's own layout."""
 
-    shape: tuple[int, int]
-    nbytes: int
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K)."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it takes."""
+        ...
 
     def rows(self, index_T: Tensor) -> Tensor:
         """Some rows of the weight, fp32 [T, K]."""

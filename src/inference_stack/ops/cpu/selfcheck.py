@@ -30,7 +30,7 @@ def choose(module: ModuleType, wanted: str = "") -> tuple[str, list[str]]:
     if wanted and wanted not in names:
         raise ValueError(f"this processor has no kernels called {wanted!r}; it has {', '.join(names)}")
     expected = results(module, PORTABLE)
-    remarks = []
+    remarks: list[str] = []
     for name in [wanted] if wanted else names:
         found = results(module, name)
         wrong = sorted(op for op, value in expected.items() if not torch.equal(value, found[op]))

@@ -78,17 +78,21 @@ def fetch_from(flaky: Flaky, cache: Path, monkeypatch: pytest.MonkeyPatch, conte
 def test_a_broken_connection_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flaky = Flaky(breaks=[600_000, 500_000, None])
     assert fetch_from(flaky, tmp_path, monkeypatch).read_bytes() == CONTENT
-    assert flaky.starts == [0, 600_000, 1_100_000]
+    # How much of what arrived was written when the connection broke is the pip version's affair.
+    first, second, third = flaky.starts
+    assert first == 0 < second <= 600_000
+    assert second < third <= second + 500_000
     assert not part_file(MODEL, tmp_path).exists()
 
 
 @needs_pip
 def test_the_next_run_continues_where_this_one_gave_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InferenceError, match="700000 bytes are kept and the next attempt continues there"):
+    with pytest.raises(InferenceError, match=r"\d{6} bytes are kept and the next attempt continues there"):
         fetch_from(Flaky(breaks=[700_000, 0]), tmp_path, monkeypatch)
     flaky = Flaky()
     assert fetch_from(flaky, tmp_path, monkeypatch).read_bytes() == CONTENT
-    assert flaky.starts == [700_000]
+    (start,) = flaky.starts
+    assert 0 < start <= 700_000
 
 
 @needs_pip

@@ -1,4 +1,7 @@
-"""The demo model's greedy tokens are transformers' on the same dequantised weights, alone and in company."""
+"""The demo model's greedy tokens are transformers' on the same dequantised weights, alone and in company.
+
+Weights and KV are fp32 here, so that tokens must be equal; what executing 4-bit weights costs is `test_quality.py`'s.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +67,10 @@ def requests(path: Path) -> list[Request]:
 def demo(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Engine:
     link = tmp_path_factory.mktemp("demo") / "demo.gguf"
     link.symlink_to(demo_model)
-    return engine(link, kv_memory="1GiB", max_batch_tokens=256, max_running=32, max_model_len=2048, prefix_cache=False)
+    exact = {"weights": "float32", "kv_dtype": "float32"}
+    return engine(
+        link, kv_memory="1GiB", max_batch_tokens=256, max_running=32, max_model_len=2048, prefix_cache=False, **exact
+    )
 
 
 def agrees(model: PreTrainedModel, prompt: tuple[int, ...], tokens: list[int]) -> tuple[int, bool]:

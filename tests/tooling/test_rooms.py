@@ -27,7 +27,7 @@ LINT = """
 import sys
 from importlinter.cli import lint_imports_command
 # An editable installation finds the real package wherever one looks.
-sys.meta_path[:] = [finder for finder in sys.meta_path if "Editable" not in type(finder).__name__]
+sys.meta_path[:] = [finder for finder in sys.meta_path if "ScikitBuild" not in type(finder).__name__]
 lint_imports_command()
 """
 

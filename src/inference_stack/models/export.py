@@ -23,20 +23,15 @@ import torch
 from torch import Tensor
 
 from inference_stack.artifacts.files import ModelFiles, Progress, silent
-from inference_stack.artifacts.gguf import GgufFile
 from inference_stack.core.errors import unsupported_model
 from inference_stack.models.config import ModelConfig
 from inference_stack.models.fusing import Part, read_dense
-from inference_stack.models.gguf_config import config_from_gguf
-from inference_stack.models.gguf_source import GgufSource
 from inference_stack.models.hf_config import hf_config
 from inference_stack.models.layers import TABLE
-from inference_stack.models.loader import NOT_WEIGHTS, read_config
+from inference_stack.models.loader import NOT_WEIGHTS, opened
 from inference_stack.models.outline import HEAD, Outline, outline_of
 from inference_stack.models.quantise import Codes, Curvature, Target, quantise
-from inference_stack.models.safetensors_source import SafetensorsSource
 from inference_stack.models.safetensors_writer import Declared, Item, write_safetensors
-from inference_stack.models.schemes import read_scheme
 from inference_stack.models.stored import DTYPE_NAMES, Layout, Source
 
 
@@ -66,7 +61,7 @@ def export(
 
     `curvatures`, by module, say what inputs weights are for. Raises `unsupported_model` naming what cannot be written.
     """
-    with _opened(files) as (config, source), _workers(threads) as pool:
+    with opened(files) as (config, source), _workers(threads) as pool:
         outline = outline_of(config)
         made = _Exporter(source, config, target, curvatures or {}, progress, pool)
         nbytes = write_safetensors(folder, made.items(outline))
@@ -77,16 +72,6 @@ def export(
             dequantised=tuple(sorted(made.dequantised)),
             config=_config(files, config, target, made.dtype),
         )
-
-
-@contextmanager
-def _opened(files: ModelFiles) -> Iterator[tuple[ModelConfig, Source]]:
-    if files.kind == "safetensors":
-        yield read_config(files), SafetensorsSource(files.weights, read_scheme(files))
-        return
-    with GgufFile(files.weights[0]) as gguf:
-        config = config_from_gguf(gguf)
-        yield config, GgufSource(gguf, config)
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def load_model(
     """
     if dtype not in (None, *DTYPE_NAMES):
         raise unsupported_model(f"Parameters cannot be kept as {dtype}.")
-    with ThreadPoolExecutor(1, "revision") as aside, _opened(files) as (config, source):
+    with ThreadPoolExecutor(1, "revision") as aside, opened(files) as (config, source):
         name = aside.submit(revision, files)
         weights = Weights(source, dtype, dequantise, prepare)
         positions = min(max_positions or config.max_positions, config.max_positions)
@@ -88,7 +88,7 @@ def state_dict(files: ModelFiles) -> dict[str, Tensor]:
     implementation.
     """
     found = {}
-    with _opened(files) as (config, source):
+    with opened(files) as (config, source):
         for name in source.names():
             layout = source.layout(name)
             if layout is None or name in NOT_WEIGHTS:
@@ -103,7 +103,8 @@ def state_dict(files: ModelFiles) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _opened(files: ModelFiles) -> Iterator[tuple[ModelConfig, Source]]:
+def opened(files: ModelFiles) -> Iterator[tuple[ModelConfig, Source]]:
+    """A model's configuration and its tensors, for as long as the block lasts."""
     if files.kind == "safetensors":
         yield read_config(files), SafetensorsSource(files.weights, read_scheme(files))
         return

@@ -15,7 +15,6 @@ from inference_stack.ops.cpu.native import Native, extension
 from inference_stack.ops.cpu.sampler import CpuSampler
 from inference_stack.ops.reference.sampler import sample
 from inference_stack.ops.reference.score import score
-from inference_stack.ops.workspace import Workspace
 from tests.ops.parts import sampling
 from tests.ops.test_sampler import random_case
 
@@ -28,7 +27,7 @@ VOCABS = [1, 2, 15, 16, 17, 63, 64, 65, 333, 1025, 5003, 9000]
 def make(kernels: str, threads: int = 1) -> CpuSampler:
     """A sampler with threads of its own."""
     assert not isinstance(MODULE, str)
-    return CpuSampler(Native(MODULE, threads, kernels), Workspace(max_tokens=1, max_samples=1))
+    return CpuSampler(Native(MODULE, threads, kernels))
 
 
 @pytest.fixture(scope="module")

@@ -95,7 +95,8 @@ package.__path__.insert(0, sys.argv[1])
 from inference_stack.ops.cpu import _native
 assert _native.__file__.startswith(sys.argv[1]), _native.__file__
 import pytest
-names = ("test_quantised_linear", "test_native_attention", "test_native_sampler", "test_recording")
+names = ("test_quantised_linear", "test_native_attention", "test_native_sampler", "test_recording",
+         "test_rows_norms_activation")
 files = [f"{sys.argv[2]}/{name}.py" for name in names]
 sys.exit(pytest.main(["-q", "-x", "-p", "no:faulthandler", "-p", "no:cacheprovider", *files]))
 """

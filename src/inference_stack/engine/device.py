@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from inference_stack.core.errors import SERVER_ERROR, ErrorInfo, InferenceError
-
-ALIGNMENT = 64
+from inference_stack.ops.host_memory import host_bytes
 
 
 class _Passed:
@@ -84,7 +83,8 @@ class CpuDevice:
         return min(_available(), limit - used + _reclaimable() if limit and used else sys.maxsize)
 
     def allocate(self, nbytes: int) -> Tensor:
-        """Zeroed uint8 [nbytes], 64-byte aligned and written once, so that a lack of memory shows now and not mid-stream.
+        """Zeroed uint8 [nbytes], in huge pages where the system has them. All is written once, so that a lack of memory shows now
+        and not mid-stream.
 
         Raises `InferenceError` when it does not fit.
         """
@@ -98,9 +98,7 @@ class CpuDevice:
                     status=500,
                 )
             )
-        raw = torch.empty(nbytes + ALIGNMENT, dtype=torch.uint8)
-        start = -raw.data_ptr() % ALIGNMENT
-        return raw[start : start + nbytes].zero_()
+        return host_bytes(nbytes).zero_()
 
     def settle(self) -> None:
         """Give back what loading took from the system and no longer uses: the C library keeps freed memory otherwise."""

@@ -17,6 +17,8 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor
 
+from inference_stack.ops.host_memory import host_bytes
+
 ALIGNMENT: Final = 64
 Rows = Literal["tokens", "samples"]
 
@@ -111,7 +113,10 @@ class Workspace:
         if self._live:
             raise RuntimeError(f"{len(self._live)} outputs of the measuring step are still referenced")
         self._limit = self._places.peak
-        self._buffer = torch.zeros(self._limit + ALIGNMENT, dtype=torch.uint8, device=self.device)
+        if self.device.type == "cpu":
+            self._buffer = host_bytes(self._limit)
+        else:
+            self._buffer = torch.zeros(self._limit + ALIGNMENT, dtype=torch.uint8, device=self.device)
         self._base = -(-self._buffer.data_ptr() // ALIGNMENT) * ALIGNMENT
 
     def take(self, shape: Sequence[int], dtype: torch.dtype, rows: Rows = "tokens") -> Tensor:

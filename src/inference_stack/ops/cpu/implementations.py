@@ -27,8 +27,8 @@ BUILDERS: Final[dict[str, Build]] = {
     "attend": lambda native, workspace: CpuAttention(native, workspace).attend,
     "act_mul": lambda native, workspace: CpuRows(native, workspace).act_mul,
     "select": lambda native, workspace: CpuRows(native, workspace).select,
-    "sample": lambda native, workspace: CpuSampler(native, workspace).sample,
-    "score": lambda native, workspace: CpuSampler(native, workspace).score,
+    "sample": lambda native, _: CpuSampler(native).sample,
+    "score": lambda native, _: CpuSampler(native).score,
 }
 NUMERICS: Final = "native 1"
 """All kernel sets give the same bits, with any number of threads. The number changes when the bits of any op do."""

@@ -68,6 +68,7 @@ class Native:
         self.kernels = kernels
         self.pool: _native.Pool = module.Pool(threads)
         self.store: _native.WeightStore = module.WeightStore()
+        self.sampler: _native.Sampler = module.Sampler(self.pool, kernels)
         self._tape: _native.Tape | None = None
         self._kept: list[object] = []
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from inference_stack.ops.api import Sampled, SampleInputs, Scored
 from inference_stack.ops.cpu.native import Native
-from inference_stack.ops.workspace import Workspace
 
 if TYPE_CHECKING:
     from inference_stack.ops.cpu import _native
@@ -22,9 +21,9 @@ if TYPE_CHECKING:
 class CpuSampler:
     """`Ops.sample` and `Ops.score`."""
 
-    def __init__(self, native: Native, _: Workspace) -> None:
+    def __init__(self, native: Native) -> None:
         self._module = native.module
-        self._sampler: _native.Sampler = native.module.Sampler(native.pool, native.kernels)
+        self._sampler = native.sampler
 
     def sample(self, logits_SV: Tensor, inputs: SampleInputs) -> Sampled:
         """One token per row. Raises IndexError for a history, bias or ban outside the logits."""

@@ -15,6 +15,7 @@ from inference_stack.ops.cpu.attention_check import attention_results
 from inference_stack.ops.cpu.linear import CpuLinear
 from inference_stack.ops.cpu.native import Native
 from inference_stack.ops.cpu.rows import CpuRows
+from inference_stack.ops.cpu.sampling_check import sampling_results
 from inference_stack.ops.workspace import Workspace
 
 PORTABLE = "portable"
@@ -58,7 +59,7 @@ def results(module: ModuleType, kernels: str) -> dict[str, Tensor]:
     for name, weight in _weights(generator).items():
         found[f"linear {name}"] = linear(x, weight)
         found[f"embed {name}"] = rows.embed(torch.arange(ROWS), weight)
-    found |= attention_results(native)
+    found |= attention_results(native) | sampling_results(native)
     return {name: value.clone().view(torch.int32) for name, value in found.items()}
 
 

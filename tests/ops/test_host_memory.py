@@ -5,7 +5,6 @@ from __future__ import annotations
 import mmap
 
 import pytest
-import torch
 
 from inference_stack.ops.host_memory import HUGE_PAGE, host_bytes
 

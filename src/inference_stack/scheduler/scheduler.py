@@ -9,16 +9,19 @@ Pure and single-threaded: time is an argument, work is somebody else's. `check()
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from inference_stack.core.errors import deadline_exceeded
 from inference_stack.core.request import FinishReason, Request
 from inference_stack.core.seams import Proposer
 from inference_stack.core.stats import InstanceStats, StepTimeModel
-from inference_stack.core.step import StepPlan, StepResult, TokenDelta
+from inference_stack.core.step import IntArray, StepPlan, StepResult, TokenDelta
 from inference_stack.kv.manager import KvManager
 from inference_stack.policy.ordering import OrderingPolicy, PriorityFcfs
 from inference_stack.policy.step_time import StepTimeFit
 from inference_stack.scheduler.audit import audit
 from inference_stack.scheduler.entry import Bounds, check_request, make_entry
+from inference_stack.scheduler.leap import leap, quiet_steps
 from inference_stack.scheduler.limits import SchedulerLimits
 from inference_stack.scheduler.planner import Planner
 from inference_stack.scheduler.results import Results
@@ -101,6 +104,29 @@ class Scheduler:
         """News that did not come from a step: expired deadlines, continuations that were complete already."""
         deltas, self._state.deltas = self._state.deltas, []
         return deltas
+
+    # -- quiet stretches, for simulators: see `scheduler/leap.py`
+
+    def quiet_steps(self) -> int:
+        """How many steps from now on only add a token to each running request."""
+        return quiet_steps(self._state)
+
+    def leap(self, tokens_RK: IntArray, seconds: Sequence[float]) -> None:
+        """Take that many steps at once. Raises `ValueError` beyond `quiet_steps`."""
+        leap(self._state, self._fit, tokens_RK, seconds)
+
+    @property
+    def next_deadline(self) -> float:
+        """No deadline passes before this; infinity for never."""
+        return self._state.next_deadline
+
+    def request_ids(self) -> list[str]:
+        """Everything that waits or runs."""
+        return list(self._state.entries)
+
+    def running_ids(self) -> list[str]:
+        """Running requests, first in order first: the rows of `leap`."""
+        return [entry.id for entry in self._state.running]
 
     # -- views
 

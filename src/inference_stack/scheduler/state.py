@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
+from math import inf
 from operator import attrgetter
 
 import numpy as np
@@ -178,6 +179,11 @@ class State:
         self.waiting.sort(key=_rank)
         self.running.sort(key=_rank)
         self._slots = array("i", [entry.slot for entry in self.running])
+
+    @property
+    def next_deadline(self) -> float:
+        """When `overdue` may first have something to tell; infinity for never."""
+        return self._deadlines[0][0] if self._deadlines else inf
 
     def overdue(self, now: float) -> list[Entry]:
         """Requests whose deadline has passed, once each. A first-token deadline is met by the first emitted token."""

@@ -58,6 +58,11 @@ class SlotTable:
         """Slots that become free when steps in flight have retired."""
         return len(self._fenced)
 
+    @property
+    def untold(self) -> bool:
+        """Whether slots were released that no plan has told of yet."""
+        return bool(self._released)
+
     def assign(
         self,
         request_id: str,

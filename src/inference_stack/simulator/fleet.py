@@ -1,0 +1,235 @@
+"""A fleet on virtual time, put together and run: gateway, router, links, nodes, workload, faults; the result is an `api.Run`.
+
+    FleetSpec ─▶ Fleet.run() ─▶ Run          interrupted: the partial Run, marked as such
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import islice
+from math import inf
+from typing import Any
+
+from inference_stack.core.kv_spec import KvGroupSpec
+from inference_stack.core.request import Request
+from inference_stack.core.stats import InstanceStats, StepTimeModel
+from inference_stack.kv.manager import KvManager
+from inference_stack.kv.prefix import BlockHasher
+from inference_stack.kv.slabs import ArenaGeometry, SlabPool, slab_size
+from inference_stack.policy.routing import Router
+from inference_stack.scheduler.limits import SchedulerLimits
+from inference_stack.scheduler.scheduler import Scheduler
+from inference_stack.simulator.api import CostModel, Run, Workload
+from inference_stack.simulator.faults import FaultPlan, Fury
+from inference_stack.simulator.gateway import Gateway
+from inference_stack.simulator.instance import Instance
+from inference_stack.simulator.invariants import check_nodes, check_progress, check_rest
+from inference_stack.simulator.ledger import ITL_EDGES, Ledger
+from inference_stack.simulator.link import Drizzle
+from inference_stack.simulator.loop import Loop
+from inference_stack.simulator.node import LinkSettings, Node
+
+AHEAD = 64
+"""Arrivals that are looked at before their time: a workload is never in memory as a whole."""
+PATIENCE = 600.0
+"""Seconds without a token after which a request on a healthy node counts as starved."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSpec:
+    """A kind of node: `count` of them, each with `kv_bytes` of KV memory, at `dollars_per_hour` (None: unknown)."""
+
+    count: int
+    cost: CostModel
+    kv_bytes: int
+    dollars_per_hour: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetSpec:
+    """Everything that a run depends on. `checks` verifies invariants so often, in seconds (0: only at the end)."""
+
+    nodes: tuple[NodeSpec, ...]
+    groups: tuple[KvGroupSpec, ...]
+    limits: SchedulerLimits
+    workload: Workload
+    vocab_size: int = 32_000
+    depth: int = 1
+    prefix_cache: bool = True
+    affinity: bool = True
+    leaping: bool = True
+    max_queue: int = 1 << 20
+    link: LinkSettings = LinkSettings()
+    faults: FaultPlan | None = None
+    interval: float = 10.0
+    checks: float = 0.0
+    seed: int = 0
+    config: dict[str, Any] = field(default_factory=dict)
+    model: str = "model"
+
+    @property
+    def node_count(self) -> int:
+        """Nodes of all kinds."""
+        return sum(kind.count for kind in self.nodes)
+
+
+class Fleet:
+    """One run. `progress` is told the virtual time now and then."""
+
+    def __init__(self, spec: FleetSpec, progress: Callable[[float], None] = lambda now: None) -> None:
+        self.spec = spec
+        self.loop = Loop()
+        self.ledger = Ledger(spec.interval)
+        self.router = Router(spec.node_count, spec.limits.max_batch_tokens, spec.affinity)
+        self._progress = progress
+        places = spec.limits.max_running * spec.node_count
+        hasher = BlockHasher(spec.model)
+        self.gateway = Gateway(
+            self.loop, self.router, hasher, self.ledger, spec.model, spec.vocab_size, places, spec.max_queue, self._send
+        )
+        self.nodes: list[Node] = []
+        self._chance = random.Random(spec.seed)
+        self._preemptions = self._steps = 0
+        for kind in spec.nodes:
+            for _ in range(kind.count):
+                self._add_node(kind)
+        self._fury = Fury(spec.faults, self.loop, self.nodes, self.ledger) if spec.faults else None
+        self._arrivals = iter(spec.workload)
+        self._exhausted = False
+        self._waiting_arrivals = 0
+
+    # -- parts
+
+    def _add_node(self, kind: NodeSpec) -> None:
+        number, spec = len(self.nodes), self.spec
+        node = Node(
+            number, self.loop, self.gateway, kind.cost, lambda node: self._instance(node, kind), spec.link, self._chance
+        )
+        node.reports = Drizzle(
+            self.loop, spec.link.latency, lambda stats: self._observe(number, stats), random.Random(f"{spec.seed}/{number}")
+        )
+        self.nodes.append(node)
+        self._observe(number, node.instance.stats())
+
+    def _instance(self, node: Node, kind: NodeSpec) -> tuple[Instance, SlabPool]:
+        spec = self.spec
+        choice = slab_size(spec.groups, kind.kv_bytes)
+        slabs = SlabPool(ArenaGeometry(slab_bytes=choice.slab_bytes, slab_count=choice.slab_count))
+        kv = KvManager(spec.model, spec.groups, slabs, prefix_cache=spec.prefix_cache, events_capacity=1)
+        scheduler = Scheduler(spec.limits, kv, prior=linear(kind.cost))
+        return Instance(scheduler, kind.cost, self.loop, node, spec.vocab_size, spec.depth, spec.leaping), slabs
+
+    def _observe(self, node: int, stats: InstanceStats) -> None:
+        self.router.observe(node, stats, self.spec.limits.max_running)
+
+    def _send(self, node: int, request: Request) -> None:
+        self.nodes[node].send(request)
+
+    # -- the run
+
+    def run(self, until: float = inf) -> Run:
+        """Until all arrivals have ended, or to a time. `KeyboardInterrupt` ends it early: the partial run."""
+        began, complete = time.perf_counter(), True
+        self._feed()
+        self._sample()
+        try:
+            while (self._waiting_arrivals or not self._exhausted or self.gateway.streams) and self.loop.now() < until:
+                self._advance(until)
+            if until == inf:
+                self._come_to_rest()
+            complete = until == inf or not self.gateway.streams
+        except KeyboardInterrupt:
+            complete = False
+        return self._result(complete, time.perf_counter() - began)
+
+    def _advance(self, until: float) -> None:
+        for _ in range(1000):
+            if self.loop.next_due > until or not self.loop.step():
+                self.loop.run(until) if until < inf else None
+                break
+        self._progress(self.loop.now())
+
+    def _come_to_rest(self) -> None:
+        """No more faults; those that struck pass; then nothing may be held."""
+        if self._fury is not None:
+            self._fury.over = True
+            while self._fury.struck or any(not node.alive or node.given_up for node in self.nodes):
+                self.loop.step()
+        check_rest(self.gateway, self.nodes, self.ledger)
+
+    def _feed(self) -> None:
+        """Have the next arrivals expected, and come again when the first of them is there: there is always a batch ahead."""
+        batch = list(islice(self._arrivals, AHEAD))
+        self._exhausted = len(batch) < AHEAD
+        self._waiting_arrivals += len(batch)
+        for arrival in batch:
+            self.gateway.expect(arrival, self._came)
+        if not self._exhausted:
+            first = next((arrival.at for arrival in batch if arrival.follows is None), self.loop.now())
+            self.loop.at(first, self._feed)
+
+    def _came(self) -> None:
+        self._waiting_arrivals -= 1
+
+    def _sample(self) -> None:
+        """The fleet's gauges, once per interval, as long as there is something to see."""
+        if self.loop.now() > 0:
+            stats = [node.instance.stats() for node in self.nodes if node.alive]
+            self.ledger.sample(
+                {
+                    "running": sum(one.running for one in stats),
+                    "waiting": sum(one.waiting for one in stats),
+                    "kv_used": sum(one.kv_blocks_used for one in stats),
+                    "kv_total": sum(one.kv_blocks_total for one in stats),
+                    "nodes": len(stats),
+                },
+                sum(node.busy_seconds for node in self.nodes),
+            )
+            if self.spec.checks:
+                check_nodes(self.nodes)
+                check_progress(self.gateway, self.nodes, self.loop.now(), PATIENCE)
+        if self._waiting_arrivals or not self._exhausted or self.gateway.streams or self.loop.now() == 0:
+            self.loop.after(self.spec.checks or self.spec.interval, self._sample)
+
+    def _result(self, complete: bool, wall: float) -> Run:
+        for stream in self.gateway.streams.values():
+            stream.outcome.output_tokens = stream.emitted
+        seconds = self.loop.now()
+        rates = [kind.dollars_per_hour for kind in self.spec.nodes]
+        hours = seconds / 3600
+        dollars = None
+        if all(rate is not None for rate in rates):
+            dollars = hours * sum((kind.dollars_per_hour or 0.0) * kind.count for kind in self.spec.nodes)
+        return Run(
+            config=self.spec.config,
+            seconds=seconds,
+            outcomes=self.ledger.outcomes,
+            series=self.ledger.series(),
+            itl_edges=ITL_EDGES,
+            itl_counts=self.ledger.itl,
+            steps=sum(node.instance.stats().steps for node in self.nodes),
+            preemptions=sum(node.instance.stats().preemptions for node in self.nodes),
+            events=self.ledger.events,
+            service=dict(self.ledger.service),
+            node_hours=hours * self.spec.node_count,
+            dollars=dollars,
+            complete=complete,
+            wall_seconds=wall,
+        )
+
+
+def linear(cost: CostModel) -> StepTimeModel:
+    """What an instance would find out about its own speed by timing a few steps when it starts."""
+    small = cost.step_seconds(1, 1, 1, 1)
+    long, wide = cost.step_seconds(257, 1, 257, 257 * 129), cost.step_seconds(33, 33, 33, 33)
+    deep = cost.step_seconds(1, 1, 8193, 8193)
+    per_token = max(0.0, (long - small) / 256)
+    return StepTimeModel(
+        base=max(0.0, small - per_token),
+        per_token=per_token,
+        per_row=max(0.0, (wide - small) / 32 - per_token),
+        per_context=max(0.0, (deep - small) / 8192),
+    )

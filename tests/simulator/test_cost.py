@@ -412,7 +412,7 @@ def test_too_few_distinct_steps_are_refused() -> None:
 def test_a_fitted_model_survives_a_file(
     tmp_path_factory: pytest.TempPathFactory, seconds: list[float], knee: int, load: float
 ) -> None:
-    cost = FittedCost(**dict(zip(FittedCost.__slots__, seconds, strict=False)), knee=knee, load_time=load)  # type: ignore[arg-type]
+    cost = FittedCost(**dict(zip(FittedCost.__slots__, seconds, strict=False)), knee=knee, load_time=load)
     file = tmp_path_factory.mktemp("cost") / "cost.json"
     cost.save(file)
     assert FittedCost.load(file) == cost
@@ -450,7 +450,7 @@ def test_models_come_from_files_beside_the_configuration(tmp_path: Path) -> None
     assert learnt.step_seconds(9, 2, 500, 600) == pytest.approx(PLANTED.step_seconds(9, 2, 500, 600), rel=1e-3)
 
 
-H100 = {"hardware": "h100", "model": "llama-3.1-8b"}
+H100: dict[Any, Any] = {"hardware": "h100", "model": "llama-3.1-8b"}
 
 
 @pytest.mark.parametrize(

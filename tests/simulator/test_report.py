@@ -279,6 +279,13 @@ def test_equal_values_are_the_same(six: Run) -> None:
     assert row(compare(two(six)), "preemptions").verdicts[1] == "same"
 
 
+def test_what_reads_alike_is_the_same(six: Run) -> None:
+    named = two(six)
+    named["before"]["prefix_hit_rate"], named["after"]["prefix_hit_rate"] = 0.1340, 0.1342
+    found = row(compare(named), "prefix hits, share of prompt tokens")
+    assert (found.shown[0], found.verdicts[1]) == (found.shown[1], "same")
+
+
 def test_what_has_no_better_way_is_not_judged(six: Run) -> None:
     named = two(six)
     named["after"]["utilisation"] = 0.9

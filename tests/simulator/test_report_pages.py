@@ -78,6 +78,11 @@ def test_durations_in_words(seconds: float | None, words: str) -> None:
     assert axes.duration(seconds) == words
 
 
+@pytest.mark.parametrize(("seconds", "words"), [(0.04, "0:00:00.0"), (59.96, "0:01:00.0"), (90007.5, "25:00:07.5")])
+def test_moments_in_words(seconds: float, words: str) -> None:
+    assert axes.clock(seconds) == words
+
+
 def test_nearly_all_is_not_shown_as_all() -> None:
     assert [axes.share(value) for value in (0.999999, 1.0, 0.973, None)] == ["99.99 %", "100.0 %", "97.3 %", "–"]
 
@@ -113,7 +118,7 @@ def test_marks_name_their_event_and_share_a_place() -> None:
     marks = [(5.0, "node 1 <dies>")] + [(9.0, f"event {number}") for number in range(8)]
     chart = parsed(svg.time_chart("t", np.array([10.0]), [], seconds=10.0, marks=marks))
     titles = [mark[0].text or "" for mark in of_class(chart, "mark")]
-    assert titles[0] == "5 s: node 1 <dies>"
+    assert titles[0] == "0:00:05.0 node 1 <dies>"
     assert titles[1].endswith("and 3 more")
 
 

@@ -95,6 +95,13 @@ def duration(seconds: float | None) -> str:
     return f"{hours:,} h {minutes:02d} min"
 
 
+def clock(seconds: float) -> str:
+    """A moment of the run as hours:minutes:seconds, 16:40:07.5."""
+    tenths = round(seconds * 10)
+    minutes, rest = divmod(tenths, 600)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest / 10:04.1f}"
+
+
 def number(value: float | None) -> str:
     """Whole numbers in full with thousands apart, others to three digits."""
     if value is None:
@@ -102,6 +109,13 @@ def number(value: float | None) -> str:
     if value == round(value) or abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.3g}"
+
+
+def factor(value: float | None) -> str:
+    """A ratio: 1.00, 0.96, 12.3, 0.004."""
+    if value is None:
+        return NOTHING
+    return f"{value:.2f}" if 0.1 <= value < 10 else f"{value:.3g}"
 
 
 def compact(value: float) -> str:

@@ -15,7 +15,7 @@ from inference_stack.simulator.report.saved import Report
 
 Verdict = Literal["better", "worse", "same", ""]
 
-# Nearer than this is the same: fewer than the three digits that are shown.
+# What differs by less is the same.
 TOLERANCE = 0.001
 
 
@@ -109,7 +109,7 @@ def _row(metric: Metric, values: Sequence[float | None]) -> Row:
 def _verdict(metric: Metric, first: float | None, other: float | None) -> Verdict:
     if first is None or other is None or not metric.better:
         return ""
-    if abs(other - first) <= TOLERANCE * abs(first):
+    if metric.show(first) == metric.show(other) or abs(other - first) <= TOLERANCE * abs(first):
         return "same"
     return "better" if (other < first) == (metric.better == "less") else "worse"
 

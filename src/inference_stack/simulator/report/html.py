@@ -68,7 +68,8 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {"duration": axes.duration, "number": axes.number, "share": axes.share, "dollars": axes.dollars}
+    words = (axes.duration, axes.clock, axes.number, axes.factor, axes.share, axes.dollars)
+    found.filters |= {word.__name__: word for word in words}
     return found
 
 

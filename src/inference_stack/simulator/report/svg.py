@@ -195,7 +195,7 @@ def _marks(across: _Scale, marks: Iterable[tuple[float, str]]) -> str:
     """Vertical marks with tooltips. Events that fall on the same three pixels share one, so their number is bounded."""
     at: dict[int, list[str]] = {}
     for time, what in marks:
-        at.setdefault(round(across(time) / 3) * 3, []).append(f"{axes.duration(time)}: {what}")
+        at.setdefault(round(across(time) / 3) * 3, []).append(f"{axes.clock(time)} {what}")
     return "".join(
         f'<path class="mark" d="M{x} {TOP}V{HEIGHT - BOTTOM}"><title>{escape(_several(texts))}</title></path>'
         for x, texts in at.items()

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 
 from inference_stack.core.errors import InferenceError
 from inference_stack.simulator.api import Run
+from inference_stack.simulator.fleet import Fleet
 from inference_stack.simulator.report.compare import Row, compare, differences
 from inference_stack.simulator.report.html import page, render
 from inference_stack.simulator.report.numbers import fairness, histogram_numbers, summarise
 from inference_stack.simulator.report.saved import read, report_of, write_json
+from tests.simulator.parts import spec, traffic
 from tests.simulator.reports import empty, hostile, outcome, run, six_requests
 
 
@@ -82,9 +84,9 @@ def test_a_deadline_met_exactly_is_met() -> None:
     assert found["goodput"]["share"] == 1.0
 
 
-def test_throughput_is_what_was_emitted_over_the_run(six: Run) -> None:
+def test_throughput_counts_what_was_emitted(six: Run) -> None:
     assert summarise(six)["throughput"] == pytest.approx(
-        {"output_tokens_per_second": 9 / 15, "prompt_tokens_per_second": 40.0, "requests_per_second": 0.2}
+        {"output_tokens_per_second": 10 / 15, "prompt_tokens_per_second": 500 / 15, "requests_per_second": 0.2}
     )
 
 
@@ -139,12 +141,28 @@ def test_cost_is_per_token_too(six: Run) -> None:
     assert summarise(six)["cost"] == {
         "node_hours": 0.5,
         "dollars": 9.0,
-        "dollars_per_million_output_tokens": pytest.approx(1e6),
+        "dollars_per_million_output_tokens": pytest.approx(9e5),
     }
 
 
 def test_the_simulation_knows_its_own_speed(six: Run) -> None:
     assert summarise(six)["simulation"]["simulated_seconds_per_wall_second"] == pytest.approx(30.0)
+
+
+def test_a_run_shorter_than_an_interval_has_throughput_but_no_utilisation() -> None:
+    short = run([outcome(0, 0, 1, 2, finish="stop", output_tokens=8)], seconds=2.0, series=empty().series)
+    found = summarise(short)
+    assert (found["throughput"]["output_tokens_per_second"], found["utilisation"]) == (4.0, None)
+
+
+def test_a_real_run_adds_up() -> None:
+    workload = traffic(40, rate=2.0)
+    found = summarise(Fleet(spec(workload)).run())
+    asked = sum(arrival.output_tokens for arrival in workload)
+    assert found["requests"]["length"] == 40
+    assert found["throughput"]["output_tokens_per_second"] * found["seconds"] == pytest.approx(asked)
+    assert 0 < found["utilisation"] <= 1
+    assert 0 < found["latency"]["ttft"]["p50"] <= found["latency"]["e2e"]["p50"]
 
 
 def test_an_empty_run_has_no_numbers_rather_than_wrong_ones() -> None:

@@ -12,11 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference_stack.simulator.api import Run
+from inference_stack.simulator.fleet import Fleet
 from inference_stack.simulator.report import axes, svg
 from inference_stack.simulator.report.compare import render_comparison
 from inference_stack.simulator.report.html import render
 from inference_stack.simulator.report.numbers import summarise
 from inference_stack.simulator.report.saved import report_of
+from tests.simulator.parts import spec, traffic
 from tests.simulator.reports import HOSTILE, empty, hostile, outcome, run, six_requests
 
 
@@ -222,7 +224,11 @@ def test_the_page_shows_what_it_was_given(six: Run) -> None:
     assert "What is not modelled" in text
 
 
-@pytest.mark.parametrize("make", [hostile, empty])
+def real() -> Run:
+    return Fleet(spec(traffic(40, rate=2.0))).run()
+
+
+@pytest.mark.parametrize("make", [hostile, empty, real])
 def test_pages_are_well_formed_and_ask_for_nothing(make: Any) -> None:
     found = rendered(make())
     assert not found.tags & {"script", "img", "iframe", "object", "embed", "use", "image", "base", "form"}

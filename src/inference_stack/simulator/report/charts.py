@@ -74,4 +74,4 @@ def _over_time(report: Report) -> list[str]:
 
 def _over(part: FloatArray, whole: FloatArray) -> FloatArray:
     """part / whole, and 0 where there is no whole."""
-    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+    return np.divide(part, whole, out=np.zeros(part.shape), where=whole > 0)

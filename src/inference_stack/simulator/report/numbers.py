@@ -27,7 +27,7 @@ def summarise(run: Run) -> dict[str, Any]:
     """Everything that a run amounts to, ready for JSON. Times in seconds, shares from 0 to 1.
 
     TTFT and queue are of requests that got a token, longest gaps of those that waited for a second one, e2e of those that finished.
-    Throughput is tokens as they were emitted, and prompts as they were begun (cached tokens included), over the run.
+    Throughput counts every emitted token, and the prompts (cached tokens included) of requests that got one.
     Goodput counts all arrivals: one that failed, was refused or was still open when the run ended is not good.
     """
     requests = Requests.of(run.outcomes)
@@ -43,7 +43,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "fairness": fairness(run.service),
         "tenants": _tenants(run, requests),
         "priorities": _priorities(run, requests),
-        "cost": _cost(run),
+        "cost": _cost(run, float(requests.output.sum())),
         "simulation": {
             "steps": run.steps,
             "wall_seconds": run.wall_seconds,
@@ -150,8 +150,8 @@ def _rates(run: Run, requests: Requests) -> dict[str, Any]:
     prompt, cached = requests.prompt[requests.started], requests.cached[requests.started]
     return {
         "throughput": {
-            "output_tokens_per_second": ratio(float(run.series.tokens.sum()), run.seconds),
-            "prompt_tokens_per_second": ratio(float(run.series.prompt_tokens.sum()), run.seconds),
+            "output_tokens_per_second": ratio(float(requests.output.sum()), run.seconds),
+            "prompt_tokens_per_second": ratio(float(prompt.sum()), run.seconds),
             "requests_per_second": ratio(float(requests.finished.sum()), run.seconds),
         },
         "goodput": {"share": ratio(good, requests.good.size), "requests_per_second": ratio(good, run.seconds)},
@@ -159,8 +159,7 @@ def _rates(run: Run, requests: Requests) -> dict[str, Any]:
     }
 
 
-def _cost(run: Run) -> Numbers:
-    output = float(run.series.tokens.sum())
+def _cost(run: Run, output: float) -> Numbers:
     per_million = None if run.dollars is None else ratio(run.dollars * 1e6, output)
     return {
         "node_hours": run.node_hours,
@@ -179,7 +178,7 @@ def _fleet(series: Series, seconds: float) -> dict[str, Any]:
     """Devices, memory and queue over time. Means weigh intervals by their length."""
     lasted = interval_seconds(series, seconds)
     total = float(lasted.sum())
-    held = np.divide(series.kv_used, series.kv_total, out=np.zeros_like(series.kv_used), where=series.kv_total > 0)
+    held = np.divide(series.kv_used, series.kv_total, out=np.zeros(series.kv_used.shape), where=series.kv_total > 0)
     return {
         "utilisation": ratio(float(series.busy.sum()), float((series.nodes * lasted).sum())),
         "kv": {

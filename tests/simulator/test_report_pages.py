@@ -125,13 +125,25 @@ def test_marks_name_their_event_and_share_a_place() -> None:
 
 
 def test_a_distribution_rises_to_the_right() -> None:
-    curve = svg.Curve("n", np.array([0.1, 1.0, 10.0]), np.array([0.0, 0.5, 1.0]))
+    curve = svg.Curve("n", np.array([0.1, 1.0, 10.0]), np.array([0.001, 0.5, 0.999]))
     (line,) = of_class(parsed(svg.cdf_chart("t", [curve])), "line")
     points = [tuple(map(float, point.split(","))) for point in line.get("d", "")[1:].split()]
     x, y = zip(*points, strict=True)
     assert list(x) == sorted(x)
     assert list(y) == sorted(y, reverse=True)
     assert x[1] - x[0] == pytest.approx(x[2] - x[1], abs=0.2)  # decades are equally wide
+
+
+def test_a_straggler_does_not_stretch_the_axis() -> None:
+    curve = svg.Curve("n", np.array([0.01, 0.02, 1000.0]), np.array([0.0, 0.9995, 1.0]))
+    assert "1000 s" not in svg.cdf_chart("t", [curve])
+
+
+def test_a_line_keeps_its_colour_beside_an_empty_one() -> None:
+    nothing = svg.Curve("empty", np.array([]), np.array([]))
+    curve = svg.Curve("n", np.array([0.1, 1.0]), np.array([0.0, 1.0]))
+    chart = parsed(svg.cdf_chart("t", [nothing, curve]))
+    assert [line.get("class") for line in of_class(chart, "line")] == ["line c1"]
 
 
 def test_a_distribution_of_nothing_says_so() -> None:

@@ -95,6 +95,11 @@ def duration(seconds: float | None) -> str:
     return f"{hours:,} h {minutes:02d} min"
 
 
+def short(seconds: float) -> str:
+    """For an axis: 5 ms, 200 s."""
+    return f"{seconds:g} s" if seconds >= 1 else duration(seconds)
+
+
 def clock(seconds: float) -> str:
     """A moment of the run as hours:minutes:seconds, 16:40:07.5."""
     tenths = round(seconds * 10)

@@ -90,8 +90,8 @@ def _traffic(summary: dict[str, Any]) -> list[Card]:
             f"finished in time, {axes.number(goodput['requests_per_second'])} a second",
         ),
         (
-            "Output",
-            f"{axes.number(rates['output_tokens_per_second'])} tokens/s",
+            "Output tokens/s",
+            axes.number(rates["output_tokens_per_second"]),
             f"prompts {axes.number(rates['prompt_tokens_per_second'])} tokens/s",
         ),
     ]

@@ -6,7 +6,7 @@ Colours are classes; `STYLE` gives them for light, dark and paper. Knows numbers
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import NamedTuple
@@ -37,7 +37,7 @@ STYLE = (
     f"@media screen and (prefers-color-scheme:dark){{:root{{{_palette('dark')}}}}}"
     "svg.chart{width:100%;height:auto;display:block;font:11px system-ui,sans-serif}"
     ".chart text{fill:var(--soft)}.chart .grid{stroke:var(--rule);stroke-width:1}"
-    ".chart .mark{stroke:var(--mark);stroke-opacity:.35;stroke-width:3}"
+    ".chart .mark{stroke:var(--mark);stroke-opacity:.28;stroke-width:2}"
     ".line{fill:none;stroke-width:1.8;stroke-linejoin:round;stroke-linecap:round}"
     ".band{stroke:none;fill-opacity:.18}"
     + "".join(
@@ -104,30 +104,30 @@ def time_chart(
     ]
     for index, line in enumerate(lines):
         parts.append(_line(across.all(times), up.all(line.values), _colour(index)))
-    return _figure(title, "".join(parts), HEIGHT, [line.name for line in lines])
+    return _figure(title, "".join(parts), HEIGHT, {index: line.name for index, line in enumerate(lines)})
 
 
 def cdf_chart(title: str, curves: Sequence[Curve]) -> str:
-    """Which share of values is at most so many seconds; seconds on a log axis."""
-    drawn = [_positive(curve) for curve in curves if curve.values.size and curve.values[-1] > 0]
+    """Which share of values is at most so many seconds; seconds on a log axis, without a thousandth at either end."""
+    drawn = {index: _middle(curve) for index, curve in enumerate(curves) if curve.values.size and curve.values[-1] > 0}
     if not drawn:
-        return _figure(title, _note("nothing was measured"), HEIGHT, [])
-    low = min(float(curve.values[0]) for curve in drawn) * 0.95
-    high = max(float(curve.values[-1]) for curve in drawn) * 1.05
+        return _figure(title, _note("nothing was measured"), HEIGHT, {})
+    low = min(float(curve.values[0]) for curve in drawn.values()) * 0.95
+    high = max(float(curve.values[-1]) for curve in drawn.values()) * 1.05
     across = _Scale(math.log10(low), math.log10(high), LEFT, WIDTH - RIGHT)
     up = _Scale(0.0, 1.0, HEIGHT - BOTTOM, TOP)
-    labels = [(math.log10(tick), axes.duration(tick)) for tick in axes.log_ticks(low, high)]
+    labels = [(math.log10(tick), axes.short(tick)) for tick in axes.log_ticks(low, high)]
     rows = [(tick, f"{tick * 100:.0f} %") for tick in (0.0, 0.25, 0.5, 0.75, 0.95)]
-    parts = [_rows(up, rows), _columns(across, labels, "time, log scale")]
-    for index, curve in enumerate(drawn):
+    parts = [_rows(up, rows), _columns(across, labels, "time, log scale, up to p99.9")]
+    for index, curve in drawn.items():
         parts.append(_path(across.all(np.log10(curve.values)), up.all(curve.shares), f"line c{_colour(index)}"))
-    return _figure(title, "".join(parts), HEIGHT, [curve.name for curve in drawn])
+    return _figure(title, "".join(parts), HEIGHT, {index: curve.name for index, curve in drawn.items()})
 
 
 def bar_chart(title: str, bars: Sequence[tuple[str, float]], show: Callable[[float], str]) -> str:
     """One horizontal bar per name, with its value in words."""
     if not bars:
-        return _figure(title, _note("nothing was measured"), HEIGHT, [])
+        return _figure(title, _note("nothing was measured"), HEIGHT, {})
     row, left, right = 24, 150, 90
     height = row * len(bars) + 8
     across = _Scale(0.0, max(max(value for _, value in bars), 1e-300), left, WIDTH - right)
@@ -140,7 +140,7 @@ def bar_chart(title: str, bars: Sequence[tuple[str, float]], show: Callable[[flo
             f'<rect class="fill c0" x="{left}" y="{y + 4}" width="{end - left:.1f}" height="{row - 8}"/>'
             f'<text x="{end + 6:.1f}" y="{y + 15}">{escape(show(value))}</text>'
         )
-    return _figure(title, "".join(parts), height, [])
+    return _figure(title, "".join(parts), height, {})
 
 
 def shorten(name: str, length: int) -> str:
@@ -152,12 +152,12 @@ def _colour(index: int) -> int:
     return index % len(_DASHES)
 
 
-def _figure(title: str, inside: str, height: int, names: Sequence[str]) -> str:
-    """The chart with its title, and a legend where it tells apart more than one line."""
+def _figure(title: str, inside: str, height: int, names: Mapping[int, str]) -> str:
+    """The chart with its title, and a legend (colour and name) where it tells apart more than one line."""
     legend = "".join(
         f'<li><svg class="key" width="26" height="8" aria-hidden="true"><path class="line c{_colour(index)}" d="M0 4H26"/></svg>'
         f"{escape(name)}</li>"
-        for index, name in enumerate(names)
+        for index, name in names.items()
     )
     return (
         f'<figure><figcaption>{escape(title)}</figcaption><svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" '
@@ -226,7 +226,10 @@ def _path(x: FloatArray, y: FloatArray, classes: str) -> str:
     return f'<path class="{classes}" d="M{" ".join(points)}"/>' if points else ""
 
 
-def _positive(curve: Curve) -> Curve:
-    """Without the values that a log axis has no place for: nothing shorter than a millionth of the longest."""
-    values = np.maximum(curve.values, curve.values[-1] * 1e-6)
-    return Curve(curve.name, values, curve.shares)
+def _middle(curve: Curve) -> Curve:
+    """From p0.1 to p99.9: one straggler would press all else to the side. A log axis has no zero: nothing is below a millionth."""
+    inside = (curve.shares > 0.001) & (curve.shares < 0.999)
+    ends = np.interp((0.001, 0.999), curve.shares, curve.values)
+    values = np.concatenate((ends[:1], curve.values[inside], ends[1:]))
+    shares = np.concatenate(((0.001,), curve.shares[inside], (0.999,)))
+    return Curve(curve.name, np.maximum(values, values[-1] * 1e-6), shares)

@@ -58,7 +58,9 @@ def test_bookkeeping_is_the_same_at_any_moment(until: float) -> None:
         assert replace(mine.stats(), step_seconds=0, step_time=theirs.stats().step_time) == replace(
             theirs.stats(), step_seconds=0
         )
-        assert mine.stats().step_time.predict(64, 8, 4096) == pytest.approx(theirs.stats().step_time.predict(64, 8, 4096))
+        assert mine.stats().step_time.predict(64, 8, 4096) == pytest.approx(
+            theirs.stats().step_time.predict(64, 8, 4096)
+        )
         mine.check()
         for column in ("computed", "known", "total", "capacity", "published", "recent"):
             assert np.array_equal(getattr(mine._state.table, column), getattr(theirs._state.table, column)), column

@@ -60,7 +60,7 @@ def test_azure_prompts_share_nothing() -> None:
 
 def test_mooncake_blocks_are_pieces_of_512_tokens_and_a_rest() -> None:
     first = arrivals("mooncake")[0]
-    assert [piece.count for piece in first.prompt] == [512] * 13 + [6758 - 13 * 512]
+    assert [piece.length for piece in first.prompt] == [512] * 13 + [6758 - 13 * 512]
     assert (first.at, first.prompt_tokens, first.output_tokens) == (0.0, 6758, 500)
 
 

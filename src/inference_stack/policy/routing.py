@@ -156,4 +156,5 @@ class Router:
         seconds = tokens * self._per_token + np.ceil(tokens / self._chunk) * step
         places = np.where(np.isfinite(self._places), self._places, 1.0)
         behind = np.maximum(0.0, self._requests + 1 - self._places)
-        return seconds + behind / places * self._lengths * step
+        waits: Column = seconds + behind / places * self._lengths * step
+        return waits

@@ -36,29 +36,32 @@ def _steady(state: State) -> bool:
     running, flights = state.running, state.flights
     if not running or not flights or state.waiting or state.deltas or not state.ordering.static or state.kv.yielding:
         return False
-    if running[0].alone or state.table.untold or len(running) > state.limits.max_batch_tokens or state.limits.max_drafts:
+    if (
+        running[0].alone
+        or state.table.untold
+        or len(running) > state.limits.max_batch_tokens
+        or state.limits.max_drafts
+    ):
         return False
     order = state.order()
-    if not state.table.plain.take(order).all():
-        return False
-    return all(
-        len(flight.slots) == len(order)
-        and bool((flight.slots == order).all() and (flight.num_tokens == 1).all() and (flight.samples == 1).all())
-        and all(mine is entry for mine, entry in zip(flight.entries, running, strict=True))
-        for flight in flights
-    )
+    for flight in flights:
+        if flight.entries != running or not (flight.slots == order).all():
+            return False
+        if np.count_nonzero(flight.num_tokens != 1) or np.count_nonzero(flight.samples != 1):
+            return False
+    return bool(state.table.plain.take(order).all())
 
 
 def leap(state: State, fit: StepTimeFit, tokens_RK: IntArray, seconds: Sequence[float]) -> None:
-    """K results come, in `seconds` each, and each is answered by a plan. `tokens_RK` are the running requests' next tokens, in their
-    order; none of them may end a completion. Raises `ValueError` beyond `quiet_steps`."""
+    """K results come, in `seconds` each, and each is answered by a plan. `tokens_RK` are the running requests' next tokens, in
+    their order; none of them may end a completion. Raises `ValueError` beyond `quiet_steps`."""
     steps = len(seconds)
     if steps > quiet_steps(state):
         raise ValueError(f"{steps} steps are not a quiet stretch")
     flight, table = state.flights[0], state.table
     slots, rows = flight.slots, len(flight.slots)
-    for at in range(steps):
-        table.keep(slots, table.known.take(slots) + (at + 1), tokens_RK[:, at])
+    known = table.known.take(slots)[:, None] + np.arange(1, steps + 1)
+    table.keep(slots[:, None], known, tokens_RK)
     for column in (table.known, table.total, table.computed):
         column[slots] += steps
     context = int(np.add.reduce(flight.start)) + rows

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 
 class Segment(NamedTuple):
-    """A piece of a prompt: `count` tokens of the endless token stream number `source`, from its token `start` on.
+    """A piece of a prompt: `length` tokens of the endless token stream number `source`, from its token `start` on.
 
     Equal pieces are equal tokens: that is how prompts share prefixes. An answer is a stream too, numbered by its request's
     `seed`: the token at position p of the whole sequence is token p of that stream. So a later turn can quote an earlier answer.
@@ -24,7 +24,7 @@ class Segment(NamedTuple):
 
     source: int
     start: int
-    count: int
+    length: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ class Arrival:
     @property
     def prompt_tokens(self) -> int:
         """Length of the prompt in tokens."""
-        return sum(piece.count for piece in self.prompt)
+        return sum(piece.length for piece in self.prompt)
 
 
 class Workload(Protocol):
@@ -63,8 +63,8 @@ class CostModel(Protocol):
     """How long a device takes."""
 
     def step_seconds(self, tokens: int, rows: int, context: int, pairs: int) -> float:
-        """A step of `tokens` query tokens in `rows` rows, reading `context` tokens of KV (summed over rows; a row reads up to its last
-        query), with `pairs` of a query and a key that it sees."""
+        """A step of `tokens` query tokens in `rows` rows, reading `context` tokens of KV (summed over rows; a row reads up to
+        its last query), with `pairs` of a query and a key that it sees."""
         ...
 
     def load_seconds(self) -> float:

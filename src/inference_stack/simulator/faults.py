@@ -143,7 +143,9 @@ class Fury:
             return False
         if kind not in SILENCING:
             return True
-        well = [one for one in self.nodes if one.alive and not one.given_up and self.struck.get(one.number) not in SILENCING]
+        well = [
+            one for one in self.nodes if one.alive and not one.given_up and self.struck.get(one.number) not in SILENCING
+        ]
         return len(well) > 1
 
     def _undo(self, node: Node, undo: Callable[[], None]) -> None:

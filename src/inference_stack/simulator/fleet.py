@@ -1,6 +1,6 @@
 """A fleet on virtual time, put together and run: gateway, router, links, nodes, workload, faults; the result is an `api.Run`.
 
-    FleetSpec ─▶ Fleet.run() ─▶ Run          interrupted: the partial Run, marked as such
+FleetSpec ─▶ Fleet.run() ─▶ Run          interrupted: the partial Run, marked as such
 """
 
 from __future__ import annotations
@@ -34,8 +34,6 @@ from inference_stack.simulator.node import LinkSettings, Node
 
 AHEAD = 64
 """Arrivals that are looked at before their time: a workload is never in memory as a whole."""
-PATIENCE = 600.0
-"""Seconds without a token after which a request on a healthy node counts as starved."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +48,8 @@ class NodeSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetSpec:
-    """Everything that a run depends on. `checks` verifies invariants so often, in seconds (0: only at the end)."""
+    """Everything that a run depends on. `checks` verifies invariants so often, in seconds (0: only at the
+    end); who then waited on a healthy node for more than `patience` seconds is starved."""
 
     nodes: tuple[NodeSpec, ...]
     groups: tuple[KvGroupSpec, ...]
@@ -66,6 +65,7 @@ class FleetSpec:
     faults: FaultPlan | None = None
     interval: float = 10.0
     checks: float = 0.0
+    patience: float = 600.0
     seed: int = 0
     config: dict[str, Any] = field(default_factory=dict)
     model: str = "model"
@@ -91,8 +91,6 @@ class Fleet:
             self.loop, self.router, hasher, self.ledger, spec.model, spec.vocab_size, places, spec.max_queue, self._send
         )
         self.nodes: list[Node] = []
-        self._chance = random.Random(spec.seed)
-        self._preemptions = self._steps = 0
         for kind in spec.nodes:
             for _ in range(kind.count):
                 self._add_node(kind)
@@ -105,11 +103,12 @@ class Fleet:
 
     def _add_node(self, kind: NodeSpec) -> None:
         number, spec = len(self.nodes), self.spec
-        node = Node(
-            number, self.loop, self.gateway, kind.cost, lambda node: self._instance(node, kind), spec.link, self._chance
-        )
+        node = Node(number, self.loop, self.gateway, kind.cost, lambda node: self._instance(node, kind), spec.link)
         node.reports = Drizzle(
-            self.loop, spec.link.latency, lambda stats: self._observe(number, stats), random.Random(f"{spec.seed}/{number}")
+            self.loop,
+            spec.link.latency,
+            lambda stats: self._observe(number, stats),
+            random.Random(f"{spec.seed}/{number}"),
         )
         self.nodes.append(node)
         self._observe(number, node.instance.stats())
@@ -134,7 +133,9 @@ class Fleet:
         """Until all arrivals have ended, or to a time. `KeyboardInterrupt` ends it early: the partial run."""
         began, complete = time.perf_counter(), True
         self._feed()
-        self._sample()
+        self.loop.after(self.spec.interval, self._sample)
+        if self.spec.checks:
+            self.loop.after(self.spec.checks, self._check)
         try:
             while (self._waiting_arrivals or not self._exhausted or self.gateway.streams) and self.loop.now() < until:
                 self._advance(until)
@@ -175,26 +176,33 @@ class Fleet:
         self._waiting_arrivals -= 1
 
     def _sample(self) -> None:
-        """The fleet's gauges, once per interval, as long as there is something to see."""
-        if self.loop.now() > 0:
-            stats = [node.instance.stats() for node in self.nodes if node.alive]
-            self.ledger.sample(
-                {
-                    "running": sum(one.running for one in stats),
-                    "waiting": sum(one.waiting for one in stats),
-                    "kv_used": sum(one.kv_blocks_used for one in stats),
-                    "kv_total": sum(one.kv_blocks_total for one in stats),
-                    "nodes": len(stats),
-                },
-                sum(node.busy_seconds for node in self.nodes),
-            )
-            if self.spec.checks:
-                check_nodes(self.nodes)
-                check_progress(self.gateway, self.nodes, self.loop.now(), PATIENCE)
-        if self._waiting_arrivals or not self._exhausted or self.gateway.streams or self.loop.now() == 0:
-            self.loop.after(self.spec.checks or self.spec.interval, self._sample)
+        """The fleet at the end of an interval, as long as there is something to see."""
+        self._note()
+        if self._waiting_arrivals or not self._exhausted or self.gateway.streams:
+            self.loop.after(self.spec.interval, self._sample)
+
+    def _note(self) -> None:
+        for node in self.nodes:
+            node.instance.settle()
+        stats = [node.instance.stats() for node in self.nodes if node.alive]
+        self.ledger.sample(
+            {
+                "running": sum(one.running for one in stats),
+                "waiting": sum(one.waiting for one in stats),
+                "kv_used": sum(one.kv_blocks_used for one in stats),
+                "kv_total": sum(one.kv_blocks_total for one in stats),
+                "nodes": len(stats),
+            },
+            sum(node.busy_seconds for node in self.nodes),
+        )
+
+    def _check(self) -> None:
+        check_nodes(self.nodes)
+        check_progress(self.gateway, self.nodes, self.loop.now(), self.spec.patience)
+        self.loop.after(self.spec.checks, self._check)
 
     def _result(self, complete: bool, wall: float) -> Run:
+        self._note()
         for stream in self.gateway.streams.values():
             stream.outcome.output_tokens = stream.emitted
         seconds = self.loop.now()

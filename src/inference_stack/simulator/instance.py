@@ -10,7 +10,6 @@ seed and position, so what a stream should say is known to whoever knows the req
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -64,18 +63,26 @@ class _Flight:
 
 @dataclass(slots=True)
 class _Leap:
-    """Results that will come at `times`, `seconds` after one another, if nothing disturbs."""
+    """Results that will come at `times`, `seconds` after one another, if nothing disturbs; at most `most` of them in this leap."""
 
     times: Times
     seconds: list[float]
+    most: int
     timer: Timer
 
 
 class Instance:
-    """A scheduler with its device. `depth` is how far plans run ahead of results; `leaping` off steps through quiet stretches too."""
+    """A scheduler with its device. `depth` is how far plans run ahead; without `leaping` quiet stretches are stepped through."""
 
     def __init__(
-        self, scheduler: Scheduler, cost: CostModel, loop: Loop, news: News, vocab_size: int, depth: int, leaping: bool = True
+        self,
+        scheduler: Scheduler,
+        cost: CostModel,
+        loop: Loop,
+        news: News,
+        vocab_size: int,
+        depth: int,
+        leaping: bool = True,
     ) -> None:
         self.scheduler = scheduler
         self.slowness = 1.0
@@ -175,6 +182,12 @@ class Instance:
         elif self.scheduler.next_deadline < np.inf:
             self._timer = self._loop.at(self.scheduler.next_deadline, self._retry)
 
+    def _rest(self) -> None:
+        """Wait for nothing."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
     def _retry(self) -> None:
         self._timer = None
         self._wake()
@@ -207,8 +220,7 @@ class Instance:
         deltas = self.scheduler.advance(self._result(flight), now)
         if deltas:
             self._news.deltas(deltas, now)
-        if not self._stopped and self._timer is None and self._leap is None:
-            self._iterate()
+        self._iterate()
 
     def _result(self, flight: _Flight) -> StepResult:
         sampled = flight.samples > 0
@@ -237,7 +249,7 @@ class Instance:
         if steps < SHORTEST_LEAP:
             return
         timer = self._loop.at(float(times[steps - 1]), self._touch_down)
-        self._leap = _Leap(times, seconds, timer)
+        self._leap = _Leap(times, seconds, steps, timer)
 
     def _touch_down(self) -> None:
         self._land()
@@ -251,8 +263,7 @@ class Instance:
         leap.timer.cancel()
         now = self._loop.now()
         flight = self._flights[0]
-        most = self.scheduler.quiet_steps()
-        steps = min(most, int(np.searchsorted(leap.times, now, side="right")))
+        steps = min(leap.most, int(np.searchsorted(leap.times, now, side="right")))
         if steps:
             positions = (flight.start + 1)[:, None] + np.arange(steps)
             tokens_RK = tokens_at(self._keys[flight.slots][:, None], positions, self._vocab_size)

@@ -1,8 +1,8 @@
 """What must hold whatever happens: checked while a fleet runs, and when it has come to rest.
 
-    always   integrity of every pool and scheduler; tokens in order, none lost, twice or changed (the gateway sees to it)
-    at rest  every arrival has an outcome; nothing is held: no block, slot or slab in use or fenced
-    no starvation: a request whose node is well gets on, or ends, within a bound
+always   integrity of every pool and scheduler; tokens in order, none lost, twice or changed (the gateway sees to it)
+at rest  every arrival has an outcome; nothing is held: no block, slot or slab in use or fenced
+no starvation: a request whose node is well gets on, or ends, within a bound
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def check_progress(gateway: Gateway, nodes: Sequence[Node], now: float, patience
         if node is None or not node.alive or node.hung or node.given_up or node.silent:
             continue
         if now - max(stream.last, stream.sent) > patience:
-            raise Broken(f"request {stream.id} has waited {now - stream.last:.1f} s on node {node.number}, which is well")
+            raise Broken(
+                f"request {stream.id} has waited {now - stream.last:.1f} s on node {node.number}, which is well"
+            )
 
 
 def check_rest(gateway: Gateway, nodes: Sequence[Node], ledger: Ledger) -> None:

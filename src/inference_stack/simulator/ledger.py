@@ -5,6 +5,7 @@ Collects; what it comes to is the report's business.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
 
 import numpy as np
@@ -14,6 +15,7 @@ from inference_stack.simulator.api import FloatArray, Outcome, Series
 
 ITL_EDGES: FloatArray = np.concatenate(([0.0], np.geomspace(1e-4, 1e3, 561)))
 """Eighty bins per decade: 2.9 % wide."""
+_EDGES = ITL_EDGES.tolist()
 COLUMNS = ("running", "waiting", "kv_used", "kv_total", "busy", "tokens", "prompt_tokens", "nodes")
 
 
@@ -33,7 +35,7 @@ class Ledger:
 
     def gap(self, seconds: float) -> None:
         """A stream's next token came so much later."""
-        self._itl[_bin(seconds)] += 1
+        self._itl[min(bisect_right(_EDGES, seconds), len(_EDGES) - 1) - 1] += 1
 
     def gaps(self, seconds: npt.NDArray[np.float64], streams: int) -> None:
         """So many streams saw these gaps."""
@@ -57,8 +59,3 @@ class Ledger:
     def series(self) -> Series:
         """All samples."""
         return Series(seconds=self.interval, **{name: np.asarray(values) for name, values in self._columns.items()})
-
-
-def _bin(seconds: float) -> int:
-    place = int(np.searchsorted(ITL_EDGES, seconds, side="right")) - 1
-    return min(max(place, 0), len(ITL_EDGES) - 2)

@@ -1,12 +1,11 @@
 """A node on virtual time: one device with one model instance, its links to the gateways, and all that can happen to it.
 
-    up ──kill──▶ gone ──load_seconds──▶ up        hang ─▶ silent ─▶ given up by the gateways ─▶ reconciled when it is back
-    cut: the link is, one way or both; what was sent waits or is lost      slow, full: everything takes longer, memory is short
+up ──kill──▶ gone ──load_seconds──▶ up        hang ─▶ silent ─▶ given up by the gateways ─▶ reconciled when it is back
+cut: the link is, one way or both; what was sent waits or is lost      slow, full: everything takes longer, memory is short
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -59,7 +58,13 @@ class Node:
     """One node. `build` makes its instance, at first and after every death."""
 
     def __init__(
-        self, number: int, loop: Loop, gateway: Gateway, cost: CostModel, build: Build, settings: LinkSettings, chance: random.Random
+        self,
+        number: int,
+        loop: Loop,
+        gateway: Gateway,
+        cost: CostModel,
+        build: Build,
+        settings: LinkSettings,
     ) -> None:
         self.number = number
         self.alive = True

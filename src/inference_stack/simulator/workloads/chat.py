@@ -42,10 +42,10 @@ class Chat:
             yield self._session(system, streams, rng)
 
     def _session(self, prompt: tuple[Segment, ...], streams: Streams, rng: np.random.Generator) -> Iterator[Ask]:
-        length, pause = sum(piece.count for piece in prompt), 0.0
+        length, pause = sum(piece.length for piece in prompt), 0.0
         for _ in range(whole(self.turns, rng)):
             question = Segment(streams.fresh(), 0, whole(self.question, rng))
-            prompt, length = (*prompt, question), length + question.count
+            prompt, length = (*prompt, question), length + question.length
             output, seed = whole(self.answer, rng), streams.fresh()
             if self.max_context and length + output > self.max_context:
                 return

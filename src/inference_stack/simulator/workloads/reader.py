@@ -98,6 +98,15 @@ class Reader:
         """The list of mappings there; an empty one if there is nothing."""
         return [Reader(item, self._origin, f"{self._full(key)}[{index}]") for index, item in enumerate(self._list(key))]
 
+    def one_or_more(self, key: str) -> list[Reader]:
+        """The list of mappings there, or the only one; an empty list if there is nothing."""
+        return [self.section(key)] if isinstance(self._left.get(key), Mapping) else self.items(key)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false."""
+        value: bool = self._typed(key, bool, self.raw(key), default)
+        return value
+
     def numbers(self, key: str) -> list[float]:
         """The list of finite numbers there, none negative; an empty one if there is nothing."""
         found = [self._typed(key, float, item, None) for item in self._list(key)]

@@ -1,7 +1,7 @@
 """Which node computes a request: the one that is predicted to emit its first token soonest.
 
     predicted wait = prompt tokens ahead of it and its own uncached ones, in that node's steps, beside what already decodes there;
-                     behind a full node also the time until a place is free
+                     behind a full node (of places, or of memory: it says who waits) also the time until there is room
 
 Columns with one entry per node, so that a thousand nodes cost about what ten do. Knows neither clocks nor links: what it believes
 of a node is what the node last reported, corrected by what was sent there since.
@@ -95,6 +95,7 @@ class Router:
         self._places = np.full(nodes, np.inf)
         self._requests, self._prompt, self._context = np.zeros((3, nodes))
         self._lengths = np.full(nodes, 1.0)
+        self._queued = np.zeros(nodes)
 
     def observe(self, node: int, stats: InstanceStats, max_running: int) -> None:
         """A node reports its speed and size."""
@@ -103,6 +104,7 @@ class Router:
         self._per_context[node] = speed.per_context
         self._per_token[node] = speed.per_token or UNTIMED_TOKEN_SECONDS
         self._places[node] = max_running
+        self._queued[node] = stats.waiting
 
     def sent(self, node: int, prompt_tokens: int, uncached_tokens: int) -> None:
         """A request is on its way to a node."""
@@ -123,7 +125,7 @@ class Router:
     def lost(self, node: int) -> None:
         """A node is gone: nothing is sent there until `back`, and what it held is forgotten."""
         self.usable[node] = False
-        self._requests[node] = self._prompt[node] = self._context[node] = 0
+        self._requests[node] = self._prompt[node] = self._context[node] = self._queued[node] = 0
         self.prefixes.lost(node)
 
     def back(self, node: int) -> None:
@@ -155,6 +157,6 @@ class Router:
         tokens = self._prompt + uncached
         seconds = tokens * self._per_token + np.ceil(tokens / self._chunk) * step
         places = np.where(np.isfinite(self._places), self._places, 1.0)
-        behind = np.maximum(0.0, self._requests + 1 - self._places)
+        behind = np.maximum(self._queued, self._requests + 1 - self._places)
         waits: Column = seconds + behind / places * self._lengths * step
         return waits

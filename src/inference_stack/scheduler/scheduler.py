@@ -137,6 +137,11 @@ class Scheduler:
         return bool(state.entries or state.flights or state.deltas)
 
     @property
+    def waiting(self) -> int:
+        """Requests that do not run."""
+        return len(self._state.waiting)
+
+    @property
     def in_flight(self) -> int:
         """Steps planned whose results have not come."""
         return len(self._state.flights)

@@ -139,12 +139,13 @@ class Fleet:
         try:
             while (self._waiting_arrivals or not self._exhausted or self.gateway.streams) and self.loop.now() < until:
                 self._advance(until)
-            if until == inf:
-                self._come_to_rest()
-            complete = until == inf or not self.gateway.streams
+            complete = not self.gateway.streams
         except KeyboardInterrupt:
             complete = False
-        return self._result(complete, time.perf_counter() - began)
+        found = self._result(complete, time.perf_counter() - began)
+        if complete and until == inf:
+            self._come_to_rest()
+        return found
 
     def _advance(self, until: float) -> None:
         for _ in range(1000):
@@ -218,9 +219,9 @@ class Fleet:
             series=self.ledger.series(),
             itl_edges=ITL_EDGES,
             itl_counts=self.ledger.itl,
-            steps=sum(node.instance.stats().steps for node in self.nodes),
-            preemptions=sum(node.instance.stats().preemptions for node in self.nodes),
-            events=self.ledger.events,
+            steps=sum(node.steps for node in self.nodes),
+            preemptions=sum(node.preemptions for node in self.nodes),
+            events=list(self.ledger.events),
             service=dict(self.ledger.service),
             node_hours=hours * self.spec.node_count,
             dollars=dollars,

@@ -18,9 +18,10 @@ M = TypeVar("M")
 
 
 class Pipe(Generic[M]):
-    """An ordered, reliable direction of a link. `deliver(message, at)` is called when it is sent: `at` is when it arrives."""
+    """An ordered, reliable direction of a link. `deliver(message, at, held)` is called as soon as it is known that it arrives, and
+    when: `at`. `held` messages had to wait for the link."""
 
-    def __init__(self, loop: Loop, latency: float, deliver: Callable[[M, float], None]) -> None:
+    def __init__(self, loop: Loop, latency: float, deliver: Callable[[M, float, bool], None]) -> None:
         self.cut = False
         self._loop = loop
         self._latency = latency
@@ -32,14 +33,14 @@ class Pipe(Generic[M]):
         if self.cut:
             self._held.append(message)
         else:
-            self._deliver(message, self._loop.now() + self._latency)
+            self._deliver(message, self._loop.now() + self._latency, False)
 
     def mend(self) -> None:
         """Deliver what waited."""
         self.cut = False
         held, self._held = self._held, []
         for message in held:
-            self.send(message)
+            self._deliver(message, self._loop.now() + self._latency, True)
 
     def reset(self) -> None:
         """The connection is gone with all that waited; a new one is in its place."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from inference_stack.core.request import Request
 from inference_stack.core.stats import InstanceStats
 from inference_stack.core.step import IntArray, TokenDelta
@@ -71,6 +73,7 @@ class Node:
         self.given_up = False
         self.hung = False
         self.busy_before = 0.0
+        self.steps_before = self.preemptions_before = 0
         self.reports: Drizzle[InstanceStats] | None = None
         self._loop = loop
         self._gateway = gateway
@@ -80,7 +83,7 @@ class Node:
         self._down: Pipe[Request | str] = Pipe(loop, settings.latency, self._arrives)
         self._up: Pipe[Upward] = Pipe(loop, settings.latency, self._departs)
         self._watch: Timer | None = None
-        self._reported = -1.0
+        self._reported, self._reported_waiting = -1.0, 0
         self.instance, self._slabs = build(self)
         self._hog = Hog(self._slabs)
 
@@ -90,7 +93,7 @@ class Node:
         """A request, or the id of one to abort."""
         self._down.send(message)
 
-    def _arrives(self, message: Request | str, at: float) -> None:
+    def _arrives(self, message: Request | str, at: float, _: bool) -> None:
         life = self.instance
         self._loop.at(at, lambda: self._take(message, life))
 
@@ -102,22 +105,26 @@ class Node:
         else:
             self.instance.submit(message)
 
-    def _departs(self, message: Upward, at: float) -> None:
+    def _departs(self, message: Upward, at: float, held: bool) -> None:
         if self.given_up:
             return
         if len(message) == 2:
             self._gateway.deltas(self.number, message[0], at)
         else:
             ids, tokens_RK, times = message
-            self._gateway.leapt(self.number, ids, tokens_RK, times + self._settings.latency)
+            arrive = np.full_like(times, at) if held else times + self._settings.latency
+            self._gateway.leapt(self.number, ids, tokens_RK, arrive)
 
     # -- news of the instance
 
     def deltas(self, deltas: list[TokenDelta], now: float) -> None:
-        """What one step came to."""
+        """What one step came to. Routers hear now and then how it goes, and at once when the queue has changed."""
         self._up.send((deltas, now))
-        if self.reports is not None and now - self._reported >= self._settings.report:
-            self._reported = now
+        if self.reports is None:
+            return
+        waiting = self.instance.scheduler.waiting
+        if waiting != self._reported_waiting or now - self._reported >= self._settings.report:
+            self._reported, self._reported_waiting = now, waiting
             self.reports.send(self.instance.stats())
 
     def leapt(self, ids: list[str], tokens_RK: IntArray, times: Times) -> None:
@@ -193,6 +200,16 @@ class Node:
         """Device time since the start, of all its lives."""
         return self.busy_before + self.instance.busy_seconds
 
+    @property
+    def steps(self) -> int:
+        """Steps of all its lives."""
+        return self.steps_before + self.instance.stats().steps
+
+    @property
+    def preemptions(self) -> int:
+        """Preemptions in all its lives."""
+        return self.preemptions_before + self.instance.stats().preemptions
+
     # -- inside
 
     def _fall_silent(self) -> None:
@@ -234,7 +251,7 @@ class Node:
         self._gateway.back(self.number)
 
     def _reborn(self) -> None:
-        self.busy_before += self.instance.busy_seconds
+        self.busy_before, self.steps_before, self.preemptions_before = self.busy_seconds, self.steps, self.preemptions
         self.instance, self._slabs = self._build(self)
         self._hog = Hog(self._slabs)
         self.alive, self.given_up = True, False

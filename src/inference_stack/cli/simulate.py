@@ -89,7 +89,9 @@ def _progress(console: Console) -> Iterator[Callable[[float, int, int], None]]:
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     text = TextColumn("{task.fields[at]} simulated · {task.fields[came]} requests came, {task.fields[open]} open ·")
-    with Progress(SpinnerColumn(), text, TimeElapsedColumn(), console=console, transient=True) as bar:
+    with Progress(
+        SpinnerColumn(), text, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task("", at="0:00:00", came=0, open=0)
         yield lambda now, open_, came: bar.update(task, at=_clock(now), came=came, open=open_)
 
@@ -174,11 +176,15 @@ def _find(spec: FleetSpec, text: str, most: int, report: Path, output: Path | No
 
     for trial in search(measure, slo, most):
         trials.append(trial)
-        console.print(f"{trial.nodes} nodes: " + ("meets it" if trial.meets else "; ".join(trial.broken)))
+        console.print(f"{_nodes(trial.nodes)}: " + ("meets it" if trial.meets else "; ".join(trial.broken)))
     answer = smallest(trials)
     if answer is None:
-        console.print(f"no fleet of up to {most} nodes meets it")
+        console.print(f"no fleet of up to {_nodes(most)} meets it")
         return False
-    console.print(f"[bold]{answer.nodes} nodes[/bold]")
+    console.print(f"[bold]{_nodes(answer.nodes)}[/bold]")
     _write(runs[answer.nodes], report, output, console)
     return True
+
+
+def _nodes(count: int) -> str:
+    return f"{count} node{'' if count == 1 else 's'}"

@@ -34,7 +34,7 @@ class Stage:
         config = Config(node=NodeConfig(heartbeat_seconds=60, max_start_failures=2))
         self.supervisor = Supervisor(config, SystemClock(), self.reports.put_nowait, self.changed.set)
 
-    def spawn(self) -> Spawned:
+    def spawn(self, engine: str) -> Spawned:
         ours, theirs = socket.socketpair()
         child = subprocess.Popen(["sleep", "600"])
         self.workers.put_nowait(Spawned(child, theirs))
@@ -156,7 +156,7 @@ async def test_starts_that_come_to_nothing_end_in_failure(monkeypatch: pytest.Mo
 
 
 async def test_a_machine_that_cannot_spawn_fails_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse() -> Spawned:
+    def refuse(engine: str) -> Spawned:
         raise OSError("out of processes")
 
     async with stage(monkeypatch) as scene:

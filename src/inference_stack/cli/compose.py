@@ -54,11 +54,12 @@ def placed(config: Config, files: list[ModelFiles]) -> Config:
 class Announcer:
     """Tells people when the server is ready, with the ledger. `started` is when this process began, on `clock`."""
 
-    def __init__(self, console: Console, clock: SystemClock, started: float, url: str) -> None:
+    def __init__(self, console: Console, clock: SystemClock, started: float, url: str, simulated: bool) -> None:
         self._console = console
         self._clock = clock
         self._started = started
         self._url = url
+        self._simulated = simulated
         self._told = False
 
     def __call__(self, state: NodeState) -> None:
@@ -74,6 +75,9 @@ class Announcer:
         print_ledger(self._console, replace(worker, stages=(before, *worker.stages), total_seconds=total))
         names = ", ".join(model.name for model in state.models)
         self._console.print(f"serving [bold]{names}[/bold] at [bold]{self._url}/v1[/bold] (docs: {self._url}/docs)")
+        if self._simulated:
+            device = state.workers[0].device
+            self._console.print(f"[bold red]ANSWERS ARE MADE UP[/bold red]: {device}, for tests of load and failures")
 
 
 class Stack:
@@ -155,7 +159,7 @@ async def serve(config: Config, console: Console, worker: Spawned) -> None:
     with listen(config) as sock:
         stack = Stack(config, files, clock, log, worker)
         url = f"http://{config.server.host}:{sock.getsockname()[1]}"
-        stack.on_state(Announcer(console, clock, started, url))
+        stack.on_state(Announcer(console, clock, started, url, config.node.simulated))
         server = GatewayServer(stack.app, stack.dispatcher, config.server.drain_seconds)
         stack.on_state(server.watch)
         async with stack.running(server.fail):

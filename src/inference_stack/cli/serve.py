@@ -12,9 +12,11 @@ def serve_models(config: Config) -> None:
     """Serve until interrupted. Raises `InferenceError` when it cannot."""
     if not config.models:
         raise invalid("no model is named; for example: istack serve smollm2", param="models", code="invalid_config")
+    if config.node.preset + config.node.preset_model and not config.node.simulated:
+        raise invalid("presets are for --engine simulated", param="node.preset", code="invalid_config")
     from inference_stack.node.spawn import spawn
 
-    worker = spawn()  # it imports torch while we import everything else
+    worker = spawn(config.node.engine)  # it imports torch while we import everything else
     import uvloop
     from rich.console import Console
 

@@ -12,6 +12,9 @@ from typing import Any
 from inference_stack.config.build import build, flatten
 from inference_stack.config.schema import knob, section
 
+DEFAULT_PRESET = "h200"
+"""The device that the simulated engine imitates unless another is named."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
@@ -77,6 +80,19 @@ class EngineConfig:
 class NodeConfig:
     """The agent of this machine and its workers."""
 
+    engine: str = knob(
+        "native",
+        "What workers compute with: native runs the model; simulated takes a preset's time and makes answers up, for load tests.",
+        choices=("native", "simulated"),
+    )
+    preset: str = knob(
+        "", "Device whose times the simulated engine takes, such as l4, a100-80, h100 or h200; empty is h200."
+    )
+    preset_model: str = knob(
+        "",
+        "Model whose dimensions the simulated engine's times and KV memory are for, such as llama-3.1-8b; "
+        "empty is the served model itself.",
+    )
     threads: int = knob(0, "CPU threads of a worker; 0 uses every core this process may run on.", low=0)
     heartbeat_seconds: float = knob(
         5.0, "A worker silent for this long is taken for hung, killed and replaced.", low=1.0
@@ -84,6 +100,21 @@ class NodeConfig:
     step_seconds: float = knob(60.0, "A worker whose step lasts longer than this is taken for hung.", low=0.1)
     start_seconds: float = knob(600.0, "A worker that is not ready after this long has failed.", low=0.1)
     max_start_failures: int = knob(3, "Give up after a worker failed to become ready this many times in a row.", low=1)
+
+    @property
+    def simulated(self) -> bool:
+        """Whether answers are made up."""
+        return self.engine == "simulated"
+
+    @property
+    def preset_name(self) -> str:
+        """The preset that the simulated engine takes."""
+        return self.preset or DEFAULT_PRESET
+
+    @property
+    def device(self) -> str:
+        """What a worker's device is called."""
+        return f"simulated {self.preset_name}" if self.simulated else "cpu"
 
 
 @dataclass(frozen=True, kw_only=True)

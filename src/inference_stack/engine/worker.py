@@ -17,7 +17,8 @@ import socket
 import sys
 import threading
 import traceback
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
 
 from inference_stack.core.errors import SERVER_ERROR, ErrorInfo, InferenceError
 from inference_stack.core.seams import Clock, LinkClosed, SystemClock
@@ -32,12 +33,14 @@ from inference_stack.wire.messages import (
     Fatal,
     Heartbeat,
     Hello,
+    Ready,
     StepReport,
     Submit,
     ToWorker,
 )
 
 if TYPE_CHECKING:
+    from inference_stack.config.tree import Config
     from inference_stack.engine.core import EngineCore
 
 HEARTBEAT_SECONDS = 0.25
@@ -143,14 +146,33 @@ def _beat(channel: Channel, worker: list[Worker]) -> None:
         return
 
 
-def serve(channel: Channel, clock: Clock, account: Account) -> None:
+class Starting(Protocol):
+    """What builds an engine."""
+
+    def run(self) -> tuple[EngineCore, Ready]:
+        """Load everything. Raises `InferenceError` for what cannot be served."""
+        ...
+
+
+def starting(engine: str) -> Callable[[Config, Clock, Account], Starting]:
+    """What builds this kind of engine, with the libraries it needs: torch for all but simulated ones, which takes a while."""
+    if engine == "simulated":
+        from inference_stack.engine.simulated_startup import SimulatedStartup
+
+        return SimulatedStartup
+    from inference_stack.engine.startup import Startup
+
+    return Startup
+
+
+def serve(channel: Channel, clock: Clock, account: Account, engine: str) -> None:
     """A worker's life: hello, libraries, configuration, models, then the loop."""
     channel.send(Hello(wire_version=WIRE_VERSION, pid=os.getpid(), device="cpu"))
     worker: list[Worker] = []
     threading.Thread(target=_beat, args=(channel, worker), daemon=True).start()
     from inference_stack.config.tree import from_plain
-    from inference_stack.engine.startup import Startup  # slow: torch
 
+    startup = starting(engine)
     account.began("worker: python and imports")
     with account.stage("worker: waits for its configuration"):
         first = channel.receive()
@@ -159,7 +181,7 @@ def serve(channel: Channel, clock: Clock, account: Account) -> None:
     inbox: queue.SimpleQueue[ToWorker] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(channel, inbox), daemon=True).start()
     config = from_plain(first.config)
-    core, ready = Startup(config, clock, account).run()
+    core, ready = startup(config, clock, account).run()
     worker.append(Worker(core, channel, inbox, clock, config.engine.check_integrity))
     tune_collector()
     sys.setswitchinterval(SWITCH_SECONDS)
@@ -171,15 +193,16 @@ def main() -> int:
     """Entry of the worker process: `--fd` is an inherited, connected unix socket."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--engine", default="native")
     for number in (
         signal.SIGINT,
         signal.SIGTERM,
     ):  # sent to a whole process group they are for the node, which drains us
         signal.signal(number, signal.SIG_IGN)
-    clock = SystemClock()
-    channel = Channel(socket.socket(fileno=parser.parse_args().fd))
+    clock, arguments = SystemClock(), parser.parse_args()
+    channel = Channel(socket.socket(fileno=arguments.fd))
     try:
-        serve(channel, clock, Account(clock, process_start(clock, os.getpid())))
+        serve(channel, clock, Account(clock, process_start(clock, os.getpid())), arguments.engine)
     except LinkClosed:
         return 0
     except InferenceError as error:

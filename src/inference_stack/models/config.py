@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from inference_stack.core.errors import unsupported_model
-from inference_stack.ops.api import Activation
+
+if TYPE_CHECKING:  # ops import torch, which reading a configuration does not need
+    from inference_stack.ops.api import Activation
 
 Raw = Mapping[str, Any]
 RopeKind = Literal["default", "linear", "llama3", "yarn"]

@@ -20,9 +20,9 @@ class WorkerProcess:
         self.link = link
 
     @classmethod
-    async def start(cls, spawned: Spawned | None = None) -> WorkerProcess:
-        """A worker, which says `Hello` first: the one that was `spawned` already, or a new one."""
-        spawned = spawned or spawn()
+    async def start(cls, spawned: Spawned | None = None, engine: str = "native") -> WorkerProcess:
+        """A worker, which says `Hello` first: the one that was `spawned` already, or a new one with this `engine`."""
+        spawned = spawned or spawn(engine)
         return cls(spawned.child, await StreamLink.over(spawned.sock))
 
     @property

@@ -16,12 +16,15 @@ class Spawned:
     sock: socket.socket
 
 
-def spawn() -> Spawned:
-    """Start a worker on an inherited socket pair: no port, no path, nobody else can connect. It ends when `sock` closes."""
+def spawn(engine: str = "native") -> Spawned:
+    """Start a worker on an inherited socket pair: no port, no path, nobody else can connect. It ends when `sock` closes.
+
+    `engine`, native or simulated, tells it which libraries to import meanwhile.
+    """
     ours, theirs = socket.socketpair()
     with theirs:
         child = subprocess.Popen(
-            [sys.executable, "-m", "inference_stack.engine.worker", "--fd", str(theirs.fileno())],
+            [sys.executable, "-m", "inference_stack.engine.worker", "--fd", str(theirs.fileno()), "--engine", engine],
             pass_fds=(theirs.fileno(),),
             stdin=subprocess.DEVNULL,
         )

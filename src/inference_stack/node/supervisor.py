@@ -88,8 +88,8 @@ class Supervisor:
 
     def describe(self) -> WorkerState:
         """The worker as others see it."""
-        now = self.condition
-        return WorkerState(pid=now.pid, device="cpu", state=now.state, restarts=now.restarts, reason=now.reason)
+        now, device = self.condition, self._config.node.device
+        return WorkerState(pid=now.pid, device=device, state=now.state, restarts=now.restarts, reason=now.reason)
 
     async def run(self) -> None:
         """Keep a worker alive until `stop`, or until it has failed to start too often."""
@@ -136,7 +136,7 @@ class Supervisor:
     async def _one_life(self) -> str:
         """From spawn to death of one worker process; why it ended."""
         try:
-            self._worker = worker = await WorkerProcess.start(self._spawned)
+            self._worker = worker = await WorkerProcess.start(self._spawned, self._config.node.engine)
         except OSError as error:
             self.condition.failures += 1
             return f"cannot start a worker: {error}"

@@ -70,7 +70,7 @@ def test_a_leap_beyond_the_quiet_is_refused() -> None:
     fleet = Fleet(spec(traffic(3, seed=1, rate=50.0), nodes=1))
     fleet.run(until=1.0)
     scheduler = fleet.nodes[0].instance.scheduler
-    quiet = scheduler.quiet_steps()
+    quiet = scheduler.quiet_steps(1000)
     tokens = np.ones((len(scheduler.running_ids()), quiet + 1), np.int32)
     with pytest.raises(ValueError, match="not a quiet stretch"):
         scheduler.leap(tokens, [0.01] * (quiet + 1))

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice, repeat
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 Kind = Literal["stored", "removed", "cleared"]
 Named = tuple[bytes, bytes, bytes]
 """A full block: its name, its parent's name, and its tokens as 32-bit integers."""
+EVERY_GROUP: Final = -1
+"""Instead of a group's number."""
 
 
 class KvEvent(NamedTuple):
@@ -37,10 +39,11 @@ class Snapshot(NamedTuple):
 
 class EventLog:
     """The last `capacity` events. Sequence numbers start at 1 and have no gaps. Many are written and few are read, so they are
-    kept as bare fields."""
+    kept as bare fields. `on_removed`, if set, is told at once what is forgotten: a group and its hashes, or `EVERY_GROUP`."""
 
     def __init__(self, capacity: int = 4096) -> None:
         self.sequence = 0
+        self.on_removed: Callable[[int, Sequence[bytes]], None] | None = None
         self._buffer: deque[tuple[Any, ...]] = deque(maxlen=capacity)
 
     def stored(self, group: int, blocks: Sequence[Named]) -> None:
@@ -52,11 +55,15 @@ class EventLog:
         """The blocks are forgotten: one event each."""
         self._buffer.extend(zip(repeat("removed"), repeat(group), hashes))
         self.sequence += len(hashes)
+        if self.on_removed is not None:
+            self.on_removed(group, hashes)
 
     def cleared(self) -> None:
         """Everything is forgotten."""
         self.sequence += 1
         self._buffer.append(("cleared",))
+        if self.on_removed is not None:
+            self.on_removed(EVERY_GROUP, ())
 
     def since(self, sequence: int) -> list[KvEvent] | None:
         """Events after `sequence`, or None when some of them are no longer buffered (take a snapshot then)."""

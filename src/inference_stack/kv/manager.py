@@ -137,6 +137,11 @@ class KvManager:
         """Whether every group has `blocks` more blocks of its own: allocations of that many in all cannot fail."""
         return all(pool.holds(blocks) for pool in self.pools)
 
+    @property
+    def own_blocks(self) -> int:
+        """The most for which it is `ample`."""
+        return min(pool.free + pool.cached for pool in self.pools)
+
     def reaches(self, blocks: int) -> bool:
         """Whether every group on its own could take `blocks` more blocks now: necessary for `allocate`, not sufficient."""
         return all(pool.reaches(blocks) for pool in self.pools)

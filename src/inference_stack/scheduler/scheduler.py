@@ -64,7 +64,7 @@ class Scheduler:
         if self._superseded(request):
             return
         check_request(request, self.bounds)
-        self.abort(request.id)
+        self._drop(request.id)
         if names is None:
             names = self.kv.hasher.request_chain(request) if self.kv.prefix_cache else []
         self._arrivals += 1
@@ -81,11 +81,7 @@ class Scheduler:
 
     def abort(self, request_id: str) -> None:
         """Stop a request now; nothing more is reported about it. Unknown ids are ignored: it may just have finished."""
-        entry = self._state.entries.get(request_id)
-        if entry is not None:
-            self._state.leave(entry)
-        if self._state.deltas:
-            self._state.deltas = [delta for delta in self._state.deltas if delta.request_id != request_id]
+        self._drop(request_id)
 
     # -- steps
 
@@ -98,18 +94,17 @@ class Scheduler:
         """Take in the result of the oldest step in flight; returns all news since the last call."""
         self._results.take(result)
         self._expire(now)
-        return self.drain_deltas()
+        return self._take_deltas()
 
     def drain_deltas(self) -> list[TokenDelta]:
         """News that did not come from a step: expired deadlines, continuations that were complete already."""
-        deltas, self._state.deltas = self._state.deltas, []
-        return deltas
+        return self._take_deltas()
 
     # -- quiet stretches, for simulators: see `scheduler/leap.py`
 
-    def quiet_steps(self) -> int:
-        """How many steps from now on only add a token to each running request."""
-        return quiet_steps(self._state)
+    def quiet_steps(self, most: int) -> int:
+        """How many steps from now on, at most `most`, only add a token to each running request."""
+        return quiet_steps(self._state, most)
 
     def leap(self, tokens_RK: IntArray, seconds: Sequence[float]) -> None:
         """Take that many steps at once. Raises `ValueError` beyond `quiet_steps`."""
@@ -176,6 +171,18 @@ class Scheduler:
         entry = self._state.entries.get(request.id)
         told = (delta.attempt for delta in self._state.deltas if delta.request_id == request.id)
         return max(told, default=-1 if entry is None else entry.attempt) >= request.attempt
+
+    def _drop(self, request_id: str) -> None:
+        """Nothing of the request remains, news included."""
+        entry = self._state.entries.get(request_id)
+        if entry is not None:
+            self._state.leave(entry)
+        if self._state.deltas:
+            self._state.deltas = [delta for delta in self._state.deltas if delta.request_id != request_id]
+
+    def _take_deltas(self) -> list[TokenDelta]:
+        deltas, self._state.deltas = self._state.deltas, []
+        return deltas
 
     def _expire(self, now: float) -> None:
         """Requests whose deadline has passed end with an error."""

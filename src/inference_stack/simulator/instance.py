@@ -25,8 +25,8 @@ from inference_stack.simulator.api import CostModel
 from inference_stack.simulator.loop import Loop, Timer
 from inference_stack.simulator.tokens import answer_key, tokens_at
 
-SHORTEST_LEAP = 3
-"""Steps below which stepping is as cheap."""
+SHORTEST_LEAP, LONGEST_LEAP = 3, 256
+"""In steps. Shorter ones are no cheaper than stepping; of longer ones, much would be computed in vain when something disturbs."""
 
 Times = npt.NDArray[np.float64]
 
@@ -205,7 +205,7 @@ class Instance:
         )
 
     def _await(self) -> None:
-        quiet = self.scheduler.quiet_steps() if self._leaping else 0
+        quiet = self.scheduler.quiet_steps(LONGEST_LEAP) if self._leaping else 0
         if quiet >= SHORTEST_LEAP:
             self._begin_leap(quiet)
         if self._leap is None:

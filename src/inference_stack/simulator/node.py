@@ -118,18 +118,22 @@ class Node:
     # -- news of the instance
 
     def deltas(self, deltas: list[TokenDelta], now: float) -> None:
-        """What one step came to. Routers hear now and then how it goes, and at once when the queue has changed."""
+        """What one step came to."""
         self._up.send((deltas, now))
-        if self.reports is None:
-            return
-        waiting = self.instance.scheduler.waiting
-        if waiting != self._reported_waiting or now - self._reported >= self._settings.report:
-            self._reported, self._reported_waiting = now, waiting
-            self.reports.send(self.instance.stats())
+        self._report(now)
 
     def leapt(self, ids: list[str], tokens_RK: IntArray, times: Times) -> None:
         """What a quiet stretch came to."""
         self._up.send((ids, tokens_RK, times))
+        self._report(float(times[-1]))
+
+    def _report(self, now: float) -> None:
+        """Routers hear now and then how it goes, and at once when the queue has changed."""
+        waiting = self.instance.scheduler.waiting
+        due = waiting != self._reported_waiting or now - self._reported >= self._settings.report
+        if due and self.reports is not None:
+            self._reported, self._reported_waiting = now, waiting
+            self.reports.send(self.instance.stats())
 
     # -- fates
 

@@ -1,8 +1,10 @@
 """A cost model learnt from measured steps: non-negative and robust least squares on relative errors.
 
-    seconds = base + per_token tokens + per_row rows + per_context context + per_pair pairs + per_token_beyond max(0, tokens - knee)
+    seconds = base + per_token tokens + per_row rows + per_context context + per_pair pairs
+            + per_token_within min(tokens, knee) + per_token_beyond max(0, tokens - knee)
 
-No step gets shorter by doing more. The knee is where a step turns from waiting for weights to computing. Knows no device.
+No step gets shorter by doing more. At the knee a token's price changes: up where a step turns from waiting for weights to
+computing, down where kernels begin to work on whole blocks of tokens. Knows no device.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ FloatArray = npt.NDArray[np.float64]
 HELD_OUT: Final = 5
 """One sample in so many is kept from the fit and judges it."""
 LEAST_SAMPLES: Final = 20
-KNEES: Final = (4, 8, 16, 32, 64, 128, 256)
+KNEES: Final = (2, 4, 6, 8, 16, 32, 64, 128, 256)
 KNEE_GAIN: Final = 0.98
 """A knee has to bring the mean error down to this share: simpler models win ties."""
 ROUNDS: Final = 12
@@ -48,6 +50,7 @@ class FittedCost:
     per_row: float = 0.0
     per_context: float = 0.0
     per_pair: float = 0.0
+    per_token_within: float = 0.0
     per_token_beyond: float = 0.0
     knee: int = 0
     load_time: float = 0.0
@@ -66,6 +69,7 @@ class FittedCost:
             + self.per_row * rows
             + self.per_context * context
             + self.per_pair * pairs
+            + self.per_token_within * min(tokens, self.knee)
             + self.per_token_beyond * max(0, tokens - self.knee)
         )
 
@@ -142,7 +146,7 @@ def fit(samples: Iterable[StepSample]) -> tuple[FittedCost, FitQuality]:
 def _best(samples: list[StepSample]) -> FittedCost:
     """The fit without a knee, or with the knee that serves these samples clearly better."""
     best, least = _fitted(samples, None)
-    limit = least * KNEE_GAIN
+    limit = least * KNEE_GAIN - 1e-9
     largest = max(sample.tokens for sample in samples)
     for knee in (knee for knee in KNEES if knee < largest):
         cost, error = _fitted(samples, knee)
@@ -154,13 +158,15 @@ def _best(samples: list[StepSample]) -> FittedCost:
 def _fitted(samples: list[StepSample], knee: int | None) -> tuple[FittedCost, float]:
     """Coefficients for one knee, and their mean relative error."""
     table = np.array(samples, dtype=np.float64)
-    columns = [np.ones(len(table)), *table[:, :4].T]
-    if knee is not None:
-        columns.append(np.maximum(0.0, table[:, 0] - knee))
-    relative = np.stack(columns, axis=1) / table[:, 4:]
-    coefficients, residual = _robust(relative)
-    names = ("base", "per_token", "per_row", "per_context", "per_pair", "per_token_beyond")
-    chosen: dict[str, Any] = dict(zip(names, coefficients.tolist(), strict=False))
+    tokens, rows, context, pairs, seconds = table.T
+    columns = {"base": np.ones(len(table)), "per_row": rows, "per_context": context, "per_pair": pairs}
+    if knee is None:
+        columns["per_token"] = tokens
+    else:
+        columns["per_token_within"] = np.minimum(tokens, knee)
+        columns["per_token_beyond"] = np.maximum(0.0, tokens - knee)
+    coefficients, residual = _robust(np.stack(list(columns.values()), axis=1) / seconds[:, None])
+    chosen: dict[str, Any] = dict(zip(columns, coefficients.tolist(), strict=True))
     return FittedCost(**chosen, knee=knee or 0), float(residual.mean())
 
 

@@ -1,10 +1,10 @@
 """How well a cost model fitted to measured steps predicts the steps of a load of another kind.
 
-    python bench/cost_fit.py [--model smollm2] [--seconds 60] [--out bench/results]
+    python bench/cost_fit.py [--model smollm2] [--seconds 90] [--out bench/results]
 
 Learns from bursts of requests; predicts chats: staggered arrivals that mix prompt chunks into decode steps, with lengths and
-batch sizes of their own, on an engine started anew. Every load is played several times and a step counts with the median of its
-times, because other processes on the machine only ever add.
+batch sizes of their own. No step of a chat is learnt from. Both are played in turns, so that they meet the same machine, whatever
+else runs on it; every load is played several times, and a step counts with the median of its times.
 Bar: median relative error of the predicted steps at most 10 %.
 """
 
@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from inference_stack.cli.bench.steps import bursts, chats, collect_steps
+from inference_stack.cli.bench.steps import bursts, chats, collect_kinds
 from inference_stack.config.build import Given
 from inference_stack.config.load import load
 from inference_stack.config.tree import Config
@@ -28,7 +28,6 @@ from inference_stack.simulator.cost.fitted import Errors, FittedCost, errors_of,
 from inference_stack.simulator.cost.samples import StepSample, merge, write_samples
 
 BAR = 0.10
-SEEDS = {"bursts": 1, "chats": 2}
 
 
 def percent(errors: Errors) -> str:
@@ -49,10 +48,9 @@ def by_kind(cost: FittedCost, samples: list[StepSample]) -> dict[str, Errors]:
 
 
 def measure(config: Config, seconds: float, rounds: int, keep: Path | None) -> dict[str, Any]:
-    """Collect, fit, collect again, predict."""
-    learnt = collect_steps(config, loads=bursts, seconds=seconds, rounds=rounds, seed=SEEDS["bursts"])
+    """Collect, fit to one kind of load, predict the other."""
+    learnt, seen = collect_kinds(config, (bursts, chats), seconds=seconds, rounds=rounds)
     cost, quality = fit(learnt)
-    seen = collect_steps(config, loads=chats, seconds=seconds / 2, rounds=rounds, seed=SEEDS["chats"])
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
         write_samples(keep / "bursts.jsonl", learnt)
@@ -77,8 +75,8 @@ def measure(config: Config, seconds: float, rounds: int, keep: Path | None) -> d
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of measuring to learn; half as much to predict")
-    parser.add_argument("--rounds", type=int, default=4, help="how often each load is played")
+    parser.add_argument("--seconds", type=float, default=90.0, help="of measuring")
+    parser.add_argument("--rounds", type=int, default=6, help="how often each load is played")
     parser.add_argument("--keep", type=Path, default=None, help="directory for the samples")
     parser.add_argument("--out", type=Path, default=None, help="directory for the JSON report")
     options = parser.parse_args()

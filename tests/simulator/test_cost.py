@@ -345,18 +345,20 @@ def test_a_fit_recovers_planted_coefficients() -> None:
     assert quality.in_sample.count == 4 * quality.held_out.count
 
 
-def test_a_fit_recovers_a_planted_knee() -> None:
-    planted = replace(PLANTED, per_token=1e-5, per_token_beyond=5e-4, knee=32)
+@pytest.mark.parametrize(("within", "beyond"), [(1e-5, 5e-4), (2e-3, 5e-4)])
+def test_a_fit_recovers_a_planted_knee_upwards_and_downwards(within: float, beyond: float) -> None:
+    planted = replace(PLANTED, per_token=0.0, per_token_within=within, per_token_beyond=beyond, knee=16)
     cost, quality = fit(sampled(planted))
-    assert cost.knee == 32
-    assert cost.per_token_beyond == pytest.approx(5e-4, rel=1e-3)
+    assert cost.knee == 16
+    assert cost.per_token_within == pytest.approx(within, rel=1e-3)
+    assert cost.per_token_beyond == pytest.approx(beyond, rel=1e-3)
     assert quality.held_out.worst < 1e-4
 
 
 def test_there_is_no_knee_without_need() -> None:
     noise = random.Random(3)
     noisy = [each._replace(seconds=each.seconds * noise.uniform(0.97, 1.03)) for each in sampled(PLANTED)]
-    assert fit(noisy)[0].per_token_beyond == 0.0
+    assert fit(noisy)[0].knee == 0
 
 
 def test_a_fit_survives_steps_that_were_disturbed() -> None:
@@ -408,7 +410,7 @@ def test_too_few_distinct_steps_are_refused() -> None:
         fit([StepSample(*GOOD.values())] * 100)  # type: ignore[arg-type]
 
 
-@given(st.lists(st.floats(0, 1e3), min_size=6, max_size=6), st.integers(0, 512), st.floats(0, 1e6))
+@given(st.lists(st.floats(0, 1e3), min_size=7, max_size=7), st.integers(0, 512), st.floats(0, 1e6))
 def test_a_fitted_model_survives_a_file(
     tmp_path_factory: pytest.TempPathFactory, seconds: list[float], knee: int, load: float
 ) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,10 +26,11 @@ from inference_stack.simulator.cost.samples import StepSample, sizes_of, write_s
 from inference_stack.telemetry.startup import Account
 from inference_stack.wire.messages import Ready
 
-BURSTS = (1, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-"""How many requests a burst may have."""
-LOAD_TOKENS = 1500
-"""Prompt tokens of one load, at most: loads that are short are many."""
+BURSTS = ((32, 8), (1, 1000), (12, 30), (4, 250), (20, 60), (2, 400), (6, 16), (8, 120), (1, 20))
+"""(requests, tokens of a prompt, about) of bursts, in turns. Few and long beside many and short keeps the price of a row apart from
+that of its context. While answers end, decode passes through all smaller batches."""
+CHAT_TOKENS = 800
+"""Prompt tokens of one load of chats, about: loads that are short are many."""
 
 
 class Planned(NamedTuple):
@@ -45,11 +47,9 @@ Loads = Callable[[random.Random, int], Iterator[Load]]
 
 
 def bursts(noise: random.Random, longest: int) -> Iterator[Load]:
-    """All requests at once: steps of many prompts, then decode with ever fewer rows. Lengths are spread over magnitudes."""
-    while True:
-        count = noise.choice(BURSTS)
-        ceiling = max(8.0, min(LOAD_TOKENS / count * 2.0, longest * 0.8))
-        prompts = [round(ceiling ** noise.uniform(0.3, 1.0)) for _ in range(count)]
+    """All requests at once: steps of many prompts, then decode with ever fewer rows."""
+    for count, tokens in cycle(BURSTS):
+        prompts = [min(round(tokens * noise.uniform(0.5, 1.5)), round(longest * 0.8)) for _ in range(count)]
         yield tuple(Planned(0, prompt, noise.randrange(4, 24)) for prompt in prompts)
 
 
@@ -57,7 +57,7 @@ def chats(noise: random.Random, longest: int) -> Iterator[Load]:
     """Requests one after another while earlier ones decode, log-normal lengths: what a server sees."""
     while True:
         pace, at, tokens, load = noise.choice((2, 4, 8)), 0, 0, list[Planned]()
-        while tokens < LOAD_TOKENS:
+        while tokens < CHAT_TOKENS:
             prompt = min(round(noise.lognormvariate(4.5, 1.0)) + 4, round(longest * 0.8))
             load.append(Planned(at, prompt, noise.randrange(8, 48)))
             at += noise.randrange(2 * pace)
@@ -106,26 +106,32 @@ class StepBench:
         self._watched = Watched(instance.runner)
         instance.runner = self._watched
 
-    def collect(self, loads: Loads, seconds: float, rounds: int) -> list[StepSample]:
-        """As many different loads as fit into a share of the time, then the same again in each further round."""
-        endless = loads(self._noise, self._info.max_model_len)
-        self._play(next(endless))
-        self._watched.samples.clear()
-        until = self._clock.now() + seconds / rounds
-        chosen = [next(endless)]
-        self._play(chosen[0])
-        while self._clock.now() < until:
-            chosen.append(next(endless))
-            self._play(chosen[-1])
-        for _ in range(rounds - 1):
-            for load in chosen:
-                self._play(load)
-        return list(self._watched.samples)
+    def collect(self, kinds: Sequence[Loads], seconds: float, rounds: int) -> list[list[StepSample]]:
+        """Samples by kind of load. As many different loads as fit into a share of the time, then the same in each further round.
 
-    def _play(self, load: Load) -> None:
+        Kinds take turns and equal shares of the time, so that all of them meet the machine in the same moods.
+        """
+        endless = [loads(self._noise, self._info.max_model_len) for loads in kinds]
+        found: list[list[StepSample]] = [[] for _ in kinds]
+        spent = [0.0] * len(kinds)
+        self._play(next(endless[0]))
+        chosen: list[tuple[int, Load]] = []
+        while 0.0 in spent or sum(spent) < seconds / rounds:
+            kind = spent.index(min(spent))
+            began = self._clock.now()
+            chosen.append((kind, next(endless[kind])))
+            found[kind] += self._play(chosen[-1][1])
+            spent[kind] += self._clock.now() - began
+        for _ in range(rounds - 1):
+            for kind, load in chosen:
+                found[kind] += self._play(load)
+        return found
+
+    def _play(self, load: Load) -> list[StepSample]:
         """Run a load to its end. Raises `InferenceError` when the engine fails a request of it: its steps would mislead."""
         coming, step = deque(sorted(load)), 0
         self._played += 1
+        self._watched.samples.clear()
         while coming or self._core.has_work:
             while coming and (coming[0].at <= step or not self._core.has_work):
                 self._core.add(self._request(len(coming), coming.popleft()))
@@ -133,12 +139,28 @@ class StepBench:
                 if delta.error is not None:
                     raise InferenceError(delta.error)
             step += 1
+        return list(self._watched.samples)
 
     def _request(self, number: int, planned: Planned) -> Request:
         prompt = tuple(self._noise.randrange(self._info.vocab_size) for _ in range(planned.prompt))
         params = SamplingParams(max_tokens=planned.output, temperature=0.0, ignore_eos=True)
         known = Continuation(prompt=prompt, params=params, seed=number)
         return Request(id=f"steps-{self._played}-{number}", model=self._info.name, continuation=known)
+
+
+def collect_kinds(
+    config: Config, kinds: Sequence[Loads], *, seconds: float = 60.0, rounds: int = 4, seed: int = 1
+) -> list[list[StepSample]]:
+    """Measure steps of the configured model for about `seconds`, under several kinds of load in turns; samples of each kind.
+
+    The prefix cache and the inter-token target are off, so that a load's steps have the same sizes in every round. Raises
+    `InferenceError` for what cannot be served, and for several models.
+    """
+    engine = replace(config.engine, prefix_cache=False, itl_target_ms=0.0)
+    clock = SystemClock()
+    core, ready = Startup(replace(config, engine=engine), clock, Account(clock, clock.now())).run()
+    tune_collector()
+    return StepBench(core, ready, clock, seed).collect(kinds, seconds, rounds)
 
 
 def collect_steps(
@@ -150,16 +172,8 @@ def collect_steps(
     rounds: int = 4,
     seed: int = 1,
 ) -> list[StepSample]:
-    """Measure steps of the configured model for about `seconds`, and write them to `output` as JSON lines.
-
-    The prefix cache and the inter-token target are off, so that a load's steps have the same sizes in every round. Raises
-    `InferenceError` for what cannot be served, and for several models.
-    """
-    engine = replace(config.engine, prefix_cache=False, itl_target_ms=0.0)
-    clock = SystemClock()
-    core, ready = Startup(replace(config, engine=engine), clock, Account(clock, clock.now())).run()
-    tune_collector()
-    samples = StepBench(core, ready, clock, seed).collect(loads, seconds, rounds)
+    """Like `collect_kinds`, under one kind of load; also written to `output` as JSON lines."""
+    (samples,) = collect_kinds(config, (loads,), seconds=seconds, rounds=rounds, seed=seed)
     if output is not None:
         write_samples(output, samples)
     return samples

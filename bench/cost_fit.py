@@ -1,6 +1,6 @@
 """How well a cost model fitted to measured steps predicts the steps of a load of another kind.
 
-    python bench/cost_fit.py [--model smollm2] [--seconds 90] [--out bench/results]
+    python bench/cost_fit.py [--model smollm2] [--seconds 100] [--out bench/results]
 
 Learns from bursts of requests; predicts chats: staggered arrivals that mix prompt chunks into decode steps, with lengths and
 batch sizes of their own. No step of a chat is learnt from. Both are played in turns, so that they meet the same machine, whatever
@@ -47,9 +47,9 @@ def by_kind(cost: FittedCost, samples: list[StepSample]) -> dict[str, Errors]:
     return {kind: errors_of(cost, members) for kind, members in kinds.items() if members}
 
 
-def measure(config: Config, seconds: float, rounds: int, keep: Path | None) -> dict[str, Any]:
+def measure(config: Config, seconds: float, rounds: int, seed: int, keep: Path | None) -> dict[str, Any]:
     """Collect, fit to one kind of load, predict the other."""
-    learnt, seen = collect_kinds(config, (bursts, chats), seconds=seconds, rounds=rounds)
+    learnt, seen = collect_kinds(config, (bursts, chats), seconds=seconds, rounds=rounds, seed=seed)
     cost, quality = fit(learnt)
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
@@ -67,6 +67,7 @@ def measure(config: Config, seconds: float, rounds: int, keep: Path | None) -> d
     return {
         "samples": {"bursts": len(learnt), "chats": len(seen)},
         "rounds": rounds,
+        "seed": seed,
         "coefficients": asdict(cost),
         "errors": {name: asdict(errors) for name, errors in rows.items()},
     }
@@ -75,13 +76,14 @@ def measure(config: Config, seconds: float, rounds: int, keep: Path | None) -> d
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--seconds", type=float, default=90.0, help="of measuring")
-    parser.add_argument("--rounds", type=int, default=6, help="how often each load is played")
+    parser.add_argument("--seconds", type=float, default=100.0, help="of measuring")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each load is played")
+    parser.add_argument("--seed", type=int, default=1, help="of the loads")
     parser.add_argument("--keep", type=Path, default=None, help="directory for the samples")
     parser.add_argument("--out", type=Path, default=None, help="directory for the JSON report")
     options = parser.parse_args()
     config = load(None, {}, [Given(("models",), [options.model], "arguments")])
-    result = measure(config, options.seconds, options.rounds, options.keep)
+    result = measure(config, options.seconds, options.rounds, options.seed, options.keep)
     held = result["errors"]["another load (chats)"]["median"] <= BAR
     date = datetime.now(UTC).strftime("%Y-%m-%d")
     report = {

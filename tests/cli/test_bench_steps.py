@@ -6,11 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from inference_stack.cli.bench.steps import Planned, Watched, collect_steps
+from inference_stack.cli.main import app
 from inference_stack.config.tree import Config, EngineConfig, ModelEntry, NodeConfig
 from inference_stack.core.errors import InferenceError
 from inference_stack.core.step import StepPlan, StepResult, ints
+from inference_stack.simulator.cost import cost_from
 from inference_stack.simulator.cost.samples import StepSample, read_samples
 
 LOAD = (Planned(0, 40, 3), Planned(0, 5, 4), Planned(2, 9, 2))
@@ -64,3 +67,13 @@ def test_a_load_that_the_engine_fails_is_no_measurement(demo_model: Path) -> Non
 def test_steps_of_two_models_are_not_mixed(demo_model: Path) -> None:
     with pytest.raises(InferenceError, match="one model at a time"):
         collect_steps(configured(demo_model, count=2), seconds=0)
+
+
+@pytest.mark.model
+def test_the_command_writes_samples_that_a_simulation_reads(demo_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "steps.jsonl"
+    words = ["bench", "steps", str(demo_model), "--output", str(out), "--seconds", "2", "--max-model-len", "256"]
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert done.exit_code == 0 and "a model fitted to four fifths" in done.output
+    cost = cost_from({"samples": str(out)})
+    assert 0 < cost.step_seconds(1, 1, 64, 64) < cost.step_seconds(128, 1, 128, 128 * 64)

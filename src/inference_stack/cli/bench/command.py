@@ -51,3 +51,26 @@ def profile(
 
     chosen = load(config, os.environ, [*settings, Given(("models",), [model], "arguments")])
     profile_engine(chosen, batch or [1], context, steps, output)
+
+
+@bench.command()
+@with_settings()
+def steps(
+    settings: list[Given],
+    output: Annotated[
+        Path, typer.Option(help="JSONL file for the samples; `istack simulate` reads it as a cost model.")
+    ],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A name, a path or a Hugging Face id.")] = "smollm2",
+    seconds: Annotated[float, typer.Option(min=1.0, help="How long to play loads.")] = 60.0,
+    config: ConfigFile = None,
+) -> None:
+    """Time an engine's steps under varied loads, in this process, and say how well a cost model fits them."""
+    from inference_stack.cli.bench.steps import collect_steps
+    from inference_stack.simulator.cost.fitted import fit
+
+    chosen = load(config, os.environ, [*settings, Given(("models",), [model], "arguments")])
+    samples = collect_steps(chosen, output, seconds=seconds)
+    _, quality = fit(samples)
+    errors = quality.held_out
+    said = f"{errors.median:.1%} on the others in the median, by {errors.p90:.1%} or less for nine in ten"
+    print(f"{len(samples)} samples in {output}; a model fitted to four fifths of them is off by {said}")

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from inference_stack.core.errors import InferenceError
-from inference_stack.simulator.fleet import FleetSpec
 from inference_stack.simulator.find import Slo, evaluate, parse_slo, search, smallest
+from inference_stack.simulator.fleet import FleetSpec
 from inference_stack.simulator.workloads import workload_from
 from tests.simulator.parts import Listed, spec, traffic
 

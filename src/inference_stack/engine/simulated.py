@@ -18,6 +18,7 @@ from inference_stack.core.seams import Clock
 from inference_stack.core.step import IntArray, NewSlot, StepPlan, StepResult, TokenLogprob
 from inference_stack.engine.words import Words
 from inference_stack.simulator.api import CostModel
+from inference_stack.simulator.cost.samples import sizes_of
 from inference_stack.simulator.tokens import answer_key, derive
 
 LOG_HALF = math.log(0.5)
@@ -27,13 +28,6 @@ LOG_HALF = math.log(0.5)
 def stream_key(seed: int, choice: int) -> int:
     """The `answer_key` of one choice of a request: the simulator's own for the first, a stream of its own for each other."""
     return answer_key(derive(seed, choice) if choice else seed)
-
-
-def step_sizes(plan: StepPlan) -> tuple[int, int, int, int]:
-    """Query tokens, rows, context and pairs of a step, as `CostModel.step_seconds` takes them."""
-    seen = plan.start + plan.num_tokens
-    pairs = plan.num_tokens.astype(np.int64) * (plan.start + seen + 1) // 2
-    return plan.total_tokens, len(plan.slots), int(seen.sum()), int(pairs.sum())
 
 
 class Timeline:
@@ -89,7 +83,7 @@ class SimulatedRunner:
             raise ValueError("the simulated engine does not speculate")
         for new in plan.new:
             self._enter(new)
-        seconds = self._cost.step_seconds(*step_sizes(plan))
+        seconds = self._cost.step_seconds(*sizes_of(plan.start, plan.num_tokens))
         finish = self._timeline.take(seconds)
         return SimulatedStep(self._result(plan, seconds), self._timeline, finish)
 

@@ -21,8 +21,8 @@ from inference_stack.scheduler.table import unroll
 
 
 def quiet_steps(state: State, most: int) -> int:
-    """How many results may come, at most `most`, each answered by a plan, with nothing to decide: one token for each running request
-    and no news but that. 0 when it is not quiet. Deadlines are the caller's to watch: see `State.next_deadline`."""
+    """How many results may come, at most `most`, each answered by a plan, with nothing to decide: one token for each running
+    request and no news but that. 0 when it is not quiet. Deadlines are the caller's to watch: see `State.next_deadline`."""
     if not _steady(state):
         return 0
     table, slots = state.table, state.flights[0].slots

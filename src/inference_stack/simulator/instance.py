@@ -22,6 +22,7 @@ from inference_stack.core.stats import InstanceStats
 from inference_stack.core.step import IntArray, StepPlan, StepResult, TokenDelta
 from inference_stack.scheduler.scheduler import Scheduler
 from inference_stack.simulator.api import CostModel
+from inference_stack.simulator.cost.samples import sizes_of
 from inference_stack.simulator.loop import Loop, Timer
 from inference_stack.simulator.tokens import answer_key, tokens_at
 
@@ -195,10 +196,7 @@ class Instance:
     def _launch(self, plan: StepPlan) -> None:
         for new in plan.new:
             self._keys[new.slot] = answer_key(new.seed)
-        seen = plan.start + plan.num_tokens
-        queries, rows = plan.total_tokens, len(plan.slots)
-        pairs = int((plan.num_tokens.astype(np.int64) * (plan.start + seen + 1) // 2).sum())
-        seconds = self._cost.step_seconds(queries, rows, int(seen.sum()), pairs) * self.slowness
+        seconds = self._cost.step_seconds(*sizes_of(plan.start, plan.num_tokens)) * self.slowness
         begin = max(self._loop.now(), self._flights[-1].finish if self._flights else 0.0)
         self._flights.append(
             _Flight(plan.step, plan.slots, plan.start, plan.num_tokens, plan.samples, seconds, begin + seconds)

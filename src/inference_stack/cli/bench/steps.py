@@ -74,7 +74,7 @@ class Watched:
 
     def launch(self, plan: StepPlan) -> InFlightStep:
         """Start a step."""
-        sizes = sizes_of(plan.start.tolist(), plan.num_tokens.tolist())
+        sizes = sizes_of(plan.start, plan.num_tokens)
         return _WatchedStep(self._runner.launch(plan), sizes, self.samples)
 
 

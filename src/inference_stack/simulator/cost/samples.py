@@ -13,6 +13,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from inference_stack.core.errors import InferenceError, invalid
 
 LARGEST: Final = 10**15
@@ -35,15 +38,12 @@ class StepSample(NamedTuple):
         return self.tokens, self.rows, self.context, self.pairs
 
 
-def sizes_of(starts: Iterable[int], counts: Iterable[int]) -> tuple[int, int, int, int]:
-    """Sizes of a step whose rows have `starts` tokens of KV and compute `counts` more: each query sees itself and all before it."""
-    tokens = rows = context = pairs = 0
-    for start, count in zip(starts, counts, strict=True):
-        tokens += count
-        rows += 1
-        context += start + count
-        pairs += count * start + count * (count + 1) // 2
-    return tokens, rows, context, pairs
+def sizes_of(starts: npt.ArrayLike, counts: npt.ArrayLike) -> tuple[int, int, int, int]:
+    """(tokens, rows, context, pairs) of a step whose rows have `starts` tokens of KV and compute `counts` more, as
+    `CostModel.step_seconds` takes them: each query sees itself and all before it."""
+    start, count = np.asarray(starts, np.int64), np.asarray(counts, np.int64)
+    tokens = int(count.sum())
+    return tokens, len(count), int(start.sum()) + tokens, int((count * (2 * start + count + 1) // 2).sum())
 
 
 def merge(samples: Iterable[StepSample]) -> list[StepSample]:

@@ -16,6 +16,7 @@ from inference_stack.cli.bench.command import bench
 from inference_stack.cli.evaluate import evaluate
 from inference_stack.cli.options import ConfigFile, with_settings
 from inference_stack.cli.quantize import quantize
+from inference_stack.cli.replay import replay
 from inference_stack.cli.simulate import simulate
 from inference_stack.config.build import Given
 from inference_stack.config.load import load
@@ -34,6 +35,7 @@ app.add_typer(bench, name="bench")
 app.command()(quantize)
 app.command()(evaluate)
 app.command()(simulate)
+app.command()(replay)
 
 Models = Annotated[
     list[str] | None,

@@ -74,6 +74,13 @@ class EngineConfig:
         0.0, "Keep prompt chunks small enough that running streams see a token this often; 0 is off.", low=0
     )
     check_integrity: bool = knob(True, "Verify the KV bookkeeping whenever an engine falls idle.")
+    record: str = knob(
+        "", "Folder in which every worker records what its schedulers were asked and decided, for `istack replay`."
+    )
+    record_mb: float = knob(64.0, "Largest recording of one worker, in MiB; it ends there.", low=0.01)
+    record_tokens: bool = knob(
+        False, "Record prompts and answers as token ids too; otherwise only lengths and salted hashes."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ Usable in-process without any wire: `add`, `abort`, `step`. Up to `depth` steps 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from inference_stack.core.errors import InferenceError, invalid, model_not_found
@@ -45,13 +45,21 @@ def _check_content(request: Request, instance: Instance) -> None:
 
 
 class EngineCore:
-    """Runs the instances of one device. `depth` (0, 1 or 2) is how far planning may run ahead of results."""
+    """Runs the instances of one device. `depth` (0, 1 or 2) is how far planning may run ahead of results. `closed` is called when
+    no more will be asked."""
 
-    def __init__(self, instances: Sequence[Instance], clock: Clock, depth: int = 0) -> None:
+    def __init__(
+        self,
+        instances: Sequence[Instance],
+        clock: Clock,
+        depth: int = 0,
+        closed: Callable[[], None] = lambda: None,
+    ) -> None:
         self._instances = {instance.name: instance for instance in instances}
         self._owner: dict[str, Instance] = {}
         self._clock = clock
         self._depth = depth
+        self._closed = closed
         self._refused: list[TokenDelta] = []
         self.steps = 0
         self.laps: Laps = NoLaps()
@@ -108,6 +116,10 @@ class EngineCore:
         """Verify the bookkeeping of every instance. Raises what `Scheduler.check` raises."""
         for instance in self._instances.values():
             instance.scheduler.check()
+
+    def close(self) -> None:
+        """Nothing more will be asked: what is written behind our back is written to the end."""
+        self._closed()
 
     def _advance(self, instance: Instance) -> list[TokenDelta]:
         began = self._clock.now()

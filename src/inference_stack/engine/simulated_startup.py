@@ -20,13 +20,13 @@ from inference_stack.core.errors import InferenceError, invalid
 from inference_stack.core.seams import Clock
 from inference_stack.engine.core import EngineCore, Instance
 from inference_stack.engine.memory import arena_geometry
+from inference_stack.engine.recording import Schedulers
 from inference_stack.engine.simulated import SimulatedRunner, Timeline
 from inference_stack.engine.words import Words, describe
 from inference_stack.kv.manager import KvManager
 from inference_stack.kv.slabs import ArenaGeometry, SlabPool
 from inference_stack.models.config import ModelConfig
 from inference_stack.scheduler.limits import SchedulerLimits
-from inference_stack.scheduler.scheduler import Scheduler
 from inference_stack.simulator.cost.architectures import ARCHITECTURES, WEIGHT_FORMATS, Architecture
 from inference_stack.simulator.cost.hardware import HARDWARE, Hardware
 from inference_stack.simulator.cost.roofline import RooflineCost
@@ -68,11 +68,13 @@ class SimulatedStartup:
             models = [self._describe(entry, device) for entry in self._config.models]
         with self._account.stage("KV bookkeeping"):
             geometry = self._geometry(models)
-            slabs = SlabPool(geometry)
-            served = [self._serve(model, slabs) for model in models]
-        core = EngineCore([instance for instance, _ in served], self._clock, self._engine.pipeline_depth)
+            slabs, schedulers = SlabPool(geometry), Schedulers(self._engine, geometry)
+            served = [self._serve(model, slabs, schedulers) for model in models]
+        instances = [instance for instance, _ in served]
+        core = EngineCore(instances, self._clock, self._engine.pipeline_depth, schedulers.close)
         infos = tuple(info for _, info in served)
         self._tell(device, models, infos, geometry)
+        self._account.derived |= schedulers.told
         return core, Ready(models=infos, ledger=self._account.close(), kv_memory=geometry.arena_bytes)
 
     def _describe(self, entry: ModelEntry, device: Hardware) -> Simulated:
@@ -92,12 +94,12 @@ class SimulatedStartup:
         self._account.derived["KV slabs"] = remark
         return geometry
 
-    def _serve(self, model: Simulated, slabs: SlabPool) -> tuple[Instance, ModelInfo]:
+    def _serve(self, model: Simulated, slabs: SlabPool, schedulers: Schedulers) -> tuple[Instance, ModelInfo]:
         kv = KvManager(model.name, model.cost.kv_groups, slabs, prefix_cache=self._engine.prefix_cache)
         wanted = self._engine.max_model_len
         longest = kv.capacity_tokens(min(wanted or model.dimensions.context, model.dimensions.context))
         rows, step_time = self._engine.max_running, linear(model.cost)
-        scheduler = Scheduler(self._limits(model, longest), kv, prior=step_time)
+        scheduler = schedulers.make(self._limits(model, longest), kv, step_time)
         runner = SimulatedRunner(model.cost, model.words, rows, self._timeline)
         info = ModelInfo(
             name=model.name,

@@ -18,6 +18,7 @@ from inference_stack.engine.device import CpuDevice
 from inference_stack.engine.launcher import Beside, Inline, Launcher
 from inference_stack.engine.memory import arena_geometry, kv_bytes
 from inference_stack.engine.numerics import numerics_id
+from inference_stack.engine.recording import Schedulers
 from inference_stack.engine.runner import ModelRunner
 from inference_stack.engine.slots import SlotTables
 from inference_stack.engine.warmup import time_steps, warm_up
@@ -29,7 +30,6 @@ from inference_stack.ops.facade import BoundOps
 from inference_stack.ops.registry import OPS, build_ops, default_registry
 from inference_stack.ops.workspace import Workspace
 from inference_stack.scheduler.limits import SchedulerLimits
-from inference_stack.scheduler.scheduler import Scheduler
 from inference_stack.telemetry.startup import Account
 from inference_stack.wire.messages import ModelInfo, Ready
 
@@ -83,14 +83,16 @@ class Startup:
             self._device.settle()
         with account.stage("KV memory"):
             arena = self._allocate(loaded)
-            slabs = SlabPool(arena.geometry)
+            slabs, schedulers = SlabPool(arena.geometry), Schedulers(self._engine, arena.geometry)
         with account.stage("warm-up"):
             placed = [self._place(model, arena, slabs, ops) for model in loaded]
             self._measure(placed)
             workspace.seal()
-            served = [self._serve(model, ops) for model in placed]
-        core = EngineCore([instance for instance, _ in served], self._clock, self._engine.pipeline_depth)
+            served = [self._serve(model, ops, schedulers) for model in placed]
+        instances = [instance for instance, _ in served]
+        core = EngineCore(instances, self._clock, self._engine.pipeline_depth, schedulers.close)
         self._tell(placed, arena, ops)
+        account.derived |= schedulers.told
         models = tuple(info for _, info in served)
         return core, Ready(models=models, ledger=account.close(), kv_memory=arena.geometry.arena_bytes)
 
@@ -152,13 +154,13 @@ class Startup:
             warm_up(one.runner, one.loaded.name, len(one.loaded.groups))
         del rehearsed
 
-    def _serve(self, placed: Placed, ops: BoundOps) -> tuple[Instance, ModelInfo]:
+    def _serve(self, placed: Placed, ops: BoundOps, schedulers: Schedulers) -> tuple[Instance, ModelInfo]:
         loaded, model = placed.loaded, placed.loaded.model
         many = min(placed.longest - 1, self._engine.max_batch_tokens)
         if self._engine.recorded_steps:
             placed.runner.record()
         step_time = time_steps(placed.runner, loaded.name, len(loaded.groups), many)
-        scheduler = Scheduler(self._limits(placed), placed.kv, prior=step_time)
+        scheduler = schedulers.make(self._limits(placed), placed.kv, step_time)
         info = ModelInfo(
             name=loaded.name,
             architecture=model.architecture,

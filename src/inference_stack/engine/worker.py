@@ -186,7 +186,10 @@ def serve(channel: Channel, clock: Clock, account: Account, engine: str) -> None
     tune_collector()
     sys.setswitchinterval(SWITCH_SECONDS)
     channel.send(ready)
-    worker[0].run()
+    try:
+        worker[0].run()
+    finally:
+        core.close()
 
 
 def main() -> int:

@@ -6,8 +6,8 @@ those that change with time say so. Knows nothing of blocks or slots.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Final, Protocol, TypeVar
 
 from inference_stack.core.request import Request
 
@@ -65,3 +65,22 @@ class PriorityFcfs:
         return max(
             candidates, key=lambda c: (-c.request.qos.priority, c.request.arrival, -c.recompute_tokens), default=None
         )
+
+
+class Fcfs:
+    """First come, first served, whatever the priority. The victim came latest, and costs least."""
+
+    static = True
+
+    def key(self, request: Request, now: float) -> Key:
+        return (request.arrival,)
+
+    def displaces(self, request: Request, other: Request) -> bool:
+        return False
+
+    def victim(self, candidates: Iterable[R]) -> R | None:
+        return max(candidates, key=lambda c: (c.request.arrival, -c.recompute_tokens), default=None)
+
+
+ORDERINGS: Final[dict[str, Callable[[], OrderingPolicy]]] = {"priority": PriorityFcfs, "fcfs": Fcfs}
+"""The policies by name."""

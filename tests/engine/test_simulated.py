@@ -19,7 +19,7 @@ from inference_stack.config.tree import Config, EngineConfig, ModelEntry, NodeCo
 from inference_stack.core.errors import InferenceError
 from inference_stack.core.request import FinishReason, Qos, Request
 from inference_stack.core.step import StepPlan, ints
-from inference_stack.engine.simulated import SimulatedRunner, Timeline, stream_key
+from inference_stack.engine.simulated import SimulatedRunner, Timeline, step_sizes, stream_key
 from inference_stack.engine.simulated_startup import SimulatedStartup
 from inference_stack.engine.words import Words, describe
 from inference_stack.simulator.cost.fitted import FittedCost
@@ -197,6 +197,14 @@ def test_more_than_memory_holds_is_preempted_and_ends_alike(model: Path) -> None
     assert [answer.tokens for answer in answers] == [expected(seed, 20, 60) for seed in range(8)]
 
 
+def test_the_sizes_of_a_step_are_those_of_cost_models() -> None:
+    """A chunk of three behind ten known tokens sees 11 + 12 + 13 pairs, a decode row at 40 sees 41."""
+    plan = StepPlan(
+        step=0, model="m", slots=ints([0, 1]), start=ints([10, 40]), num_tokens=ints([3, 1]), samples=ints([0, 1])
+    )
+    assert step_sizes(plan) == (4, 2, 54, 36 + 41)
+
+
 def test_drafts_are_refused() -> None:
     clock = FakeClock()
     words = Words(ints([3, 4]))
@@ -224,6 +232,12 @@ def test_memory_and_length_are_the_presets(model: Path) -> None:
     assert served.max_model_len == 131072
     assert served.vocab_size == 32
     assert served.numerics_id.startswith("simulated-h200-llama-3.1-8b-")
+
+
+def test_quantised_kv_holds_more(model: Path) -> None:
+    wide, narrow = (start(model, FakeClock(), kv_dtype=dtype).ready.models[0] for dtype in ("float16", "int8"))
+    assert narrow.kv_groups[0].dtype == "int8"
+    assert narrow.kv_blocks > 1.5 * wide.kv_blocks
 
 
 def test_without_a_preset_model_the_served_one_is_timed(model: Path) -> None:

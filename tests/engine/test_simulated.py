@@ -19,7 +19,7 @@ from inference_stack.config.tree import Config, EngineConfig, ModelEntry, NodeCo
 from inference_stack.core.errors import InferenceError
 from inference_stack.core.request import FinishReason, Qos, Request
 from inference_stack.core.step import StepPlan, ints
-from inference_stack.engine.simulated import SimulatedRunner, Timeline, step_sizes, stream_key
+from inference_stack.engine.simulated import SimulatedRunner, Timeline, stream_key
 from inference_stack.engine.simulated_startup import SimulatedStartup
 from inference_stack.engine.words import Words, describe
 from inference_stack.simulator.cost.fitted import FittedCost
@@ -197,12 +197,16 @@ def test_more_than_memory_holds_is_preempted_and_ends_alike(model: Path) -> None
     assert [answer.tokens for answer in answers] == [expected(seed, 20, 60) for seed in range(8)]
 
 
-def test_the_sizes_of_a_step_are_those_of_cost_models() -> None:
+def test_a_step_lasts_as_long_as_its_sizes_cost() -> None:
     """A chunk of three behind ten known tokens sees 11 + 12 + 13 pairs, a decode row at 40 sees 41."""
+    clock = FakeClock()
+    cost = FittedCost(per_token=1.0, per_row=100.0, per_context=1e4, per_pair=1e7)
     plan = StepPlan(
         step=0, model="m", slots=ints([0, 1]), start=ints([10, 40]), num_tokens=ints([3, 1]), samples=ints([0, 1])
     )
-    assert step_sizes(plan) == (4, 2, 54, 36 + 41)
+    runner = SimulatedRunner(cost, Words(ints([3, 4])), 2, Timeline(clock, clock.nap))
+    assert runner.launch(plan).wait().seconds == 4 + 200 + 54e4 + (36 + 41) * 1e7
+    assert clock.now() == 100.0 + 770540204.0
 
 
 def test_drafts_are_refused() -> None:

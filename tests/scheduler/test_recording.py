@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from inference_stack.core.errors import InferenceError
 from inference_stack.core.request import Continuation, Qos, Request, SamplingParams
 from inference_stack.core.step import StepPlan, StepResult, ints
+from inference_stack.kv.pool import BlockPool
 from inference_stack.scheduler.records import KINDS, Added, Advanced, Opened, Planned, PlanReader, Record
 from inference_stack.scheduler.scheduler import Scheduler
 from inference_stack.simulator.rebuilt import Changes, parse_changes
@@ -97,6 +98,24 @@ def test_a_file_replays_as_the_records_do(tmp_path: Path) -> None:
 def test_counting_on_an_identical_replay_changes_nothing() -> None:
     records, _ = soaked(4, groups=[FULL], slab_count=8, lag=1, faults=0.01)
     assert replay(records, counting=True) == replay(records)
+
+
+def test_a_crash_replays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call in which a scheduler raises is the recording's last."""
+    records, _ = soaked(1, 40, groups=[FULL], slab_count=8)
+    records = records[: [isinstance(record, Advanced) for record in records].index(True) + 1]
+
+    def broken(self: BlockPool, step: int) -> None:
+        raise RuntimeError("blocks do not add up")
+
+    monkeypatch.setattr(BlockPool, "retire", broken)
+    again: list[Record] = []
+    with pytest.raises(RuntimeError, match="add up"):
+        world = recorded_world(again, groups=[FULL], slab_count=8, seed=1)
+        soak(world, steps=40, seed=1)
+    assert len(again) == len(records) and isinstance(again[-1], Advanced)
+    with pytest.raises(RuntimeError, match="add up"):
+        replay(again)
 
 
 # -- what is hidden
@@ -203,6 +222,18 @@ def test_a_journal_whose_disk_fails_ends_and_says_why(tmp_path: Path, monkeypatc
     journal.close()
     assert journal.cause == "failed" and "No space left" in journal.trouble
     journal.append("nothing happens")
+
+
+def test_a_journal_that_cannot_keep_up_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "BACKLOG", 10)
+    records = soaked(6, 40, groups=[FULL], slab_count=8)[0]
+    journal = JournalReader(written(tmp_path / "r", records * 100), KINDS)
+    read = list(journal)
+    assert journal.cause == "slow" and read == records[: len(read)] and len(read) < len(records) * 100
+
+
+def test_a_recording_is_private(tmp_path: Path) -> None:
+    assert written(tmp_path / "r", []).stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.usefixtures("small_chunks")

@@ -44,6 +44,7 @@ from inference_stack.scheduler.records import (
     Recorded,
 )
 from inference_stack.scheduler.scheduler import Scheduler
+from inference_stack.scheduler.state import Flight
 
 Sink = Callable[[Record], None]
 
@@ -122,7 +123,7 @@ class Recorder:
 
 
 class RecordedScheduler(Scheduler):
-    """A scheduler whose every call is recorded. Does not propose drafts."""
+    """A scheduler whose every call is recorded, those that raise included. Does not propose drafts."""
 
     def __init__(
         self,
@@ -157,19 +158,36 @@ class RecordedScheduler(Scheduler):
         self._recorder.write(Aborted(self._instance, request_id, self._recorder.forgotten()))
 
     def plan(self, now: float) -> StepPlan | None:
-        plan = super().plan(now)
-        packed = None if plan is None else self._packer.pack(plan)
-        self._recorder.write(Planned(self._instance, now, packed, self._recorder.forgotten()))
+        packed = None
+        try:
+            plan = super().plan(now)
+            packed = None if plan is None else self._packer.pack(plan)
+        finally:
+            self._recorder.write(Planned(self._instance, now, packed, self._recorder.forgotten()))
         return plan
 
     def advance(self, result: StepResult, now: float) -> list[TokenDelta]:
-        tokens = result.tokens.astype(np.int32, copy=False).tobytes() if self._recorder.tokens else None
         flight = self._state.flights[0] if self._state.flights else None
         special = self._special(result)
-        deltas = super().advance(result, now)
+        deltas: list[TokenDelta] = []
+        try:
+            deltas = super().advance(result, now)
+        finally:
+            self._recorder.write(self._advanced(result, now, flight, special, deltas))
+        return deltas
+
+    def _advanced(
+        self,
+        result: StepResult,
+        now: float,
+        flight: Flight | None,
+        special: list[tuple[int, int, int]],
+        deltas: list[TokenDelta],
+    ) -> Advanced:
+        tokens = result.tokens.astype(np.int32, copy=False).tobytes() if self._recorder.tokens else None
         counts = result.counts.astype(np.int32, copy=False).tobytes()
         full = flight is not None and counts == flight.samples.tobytes()
-        record = Advanced(
+        return Advanced(
             instance=self._instance,
             now=now,
             step=result.step,
@@ -184,8 +202,6 @@ class RecordedScheduler(Scheduler):
             ended=endings(deltas),
             forgotten=self._recorder.forgotten(),
         )
-        self._recorder.write(record)
-        return deltas
 
     def drain_deltas(self) -> list[TokenDelta]:
         deltas = super().drain_deltas()

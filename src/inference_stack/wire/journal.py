@@ -8,6 +8,7 @@ A thread encodes and writes; whoever appends never waits for it. Knows nothing o
 
 from __future__ import annotations
 
+import os
 import struct
 import threading
 import zlib
@@ -39,6 +40,11 @@ _RESERVE: Final = 256
 """Bytes kept for the last chunk, which says why the journal ends."""
 
 
+def _private(path: Path) -> BinaryIO:
+    """A new file that nobody else may read."""
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0)
+
+
 def _encoded(records: Sequence[Any]) -> bytes:
     """NamedTuples as arrays, each with the name of its type."""
     return msgspec.msgpack.encode([(type(record).__name__, record) for record in records])
@@ -55,7 +61,7 @@ class JournalWriter:
         self.cause: Cause | None = None
         self.trouble = ""
         self._limit = limit
-        self._file: BinaryIO = path.open("xb", buffering=0)
+        self._file = _private(path)
         self._size = self._file.write(MAGIC)
         self._zlib = zlib.compressobj(level=1)
         self._waiting: deque[Any] = deque()

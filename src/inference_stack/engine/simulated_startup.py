@@ -30,7 +30,7 @@ from inference_stack.scheduler.limits import SchedulerLimits
 from inference_stack.simulator.cost.architectures import ARCHITECTURES, WEIGHT_FORMATS, Architecture
 from inference_stack.simulator.cost.hardware import HARDWARE, Hardware
 from inference_stack.simulator.cost.roofline import RooflineCost
-from inference_stack.simulator.fleet import linear
+from inference_stack.simulator.cost.speed import timed
 from inference_stack.telemetry.startup import Account
 from inference_stack.wire.messages import ModelInfo, Ready
 
@@ -98,7 +98,7 @@ class SimulatedStartup:
         kv = KvManager(model.name, model.cost.kv_groups, slabs, prefix_cache=self._engine.prefix_cache)
         wanted = self._engine.max_model_len
         longest = kv.capacity_tokens(min(wanted or model.dimensions.context, model.dimensions.context))
-        rows, step_time = self._engine.max_running, linear(model.cost)
+        rows, step_time = self._engine.max_running, timed(model.cost)
         scheduler = schedulers.make(self._limits(model, longest), kv, step_time)
         runner = SimulatedRunner(model.cost, model.words, rows, self._timeline)
         info = ModelInfo(

@@ -15,7 +15,7 @@ from typing import Any
 
 from inference_stack.core.kv_spec import KvGroupSpec
 from inference_stack.core.request import Request
-from inference_stack.core.stats import InstanceStats, StepTimeModel
+from inference_stack.core.stats import InstanceStats
 from inference_stack.kv.manager import KvManager
 from inference_stack.kv.prefix import BlockHasher
 from inference_stack.kv.slabs import ArenaGeometry, SlabPool, slab_size
@@ -23,6 +23,7 @@ from inference_stack.policy.routing import Router
 from inference_stack.scheduler.limits import SchedulerLimits
 from inference_stack.scheduler.scheduler import Scheduler
 from inference_stack.simulator.api import CostModel, Run, Workload
+from inference_stack.simulator.cost.speed import timed
 from inference_stack.simulator.faults import FaultPlan, Fury
 from inference_stack.simulator.gateway import Gateway
 from inference_stack.simulator.instance import Instance
@@ -118,7 +119,7 @@ class Fleet:
         choice = slab_size(spec.groups, kind.kv_bytes)
         slabs = SlabPool(ArenaGeometry(slab_bytes=choice.slab_bytes, slab_count=choice.slab_count))
         kv = KvManager(spec.model, spec.groups, slabs, prefix_cache=spec.prefix_cache, events_capacity=1)
-        scheduler = Scheduler(spec.limits, kv, prior=linear(kind.cost))
+        scheduler = Scheduler(spec.limits, kv, prior=timed(kind.cost))
         return Instance(scheduler, kind.cost, self.loop, node, spec.vocab_size, spec.depth, spec.leaping), slabs
 
     def _observe(self, node: int, stats: InstanceStats) -> None:
@@ -228,17 +229,3 @@ class Fleet:
             complete=complete,
             wall_seconds=wall,
         )
-
-
-def linear(cost: CostModel) -> StepTimeModel:
-    """What an instance would find out about its own speed by timing a few steps when it starts."""
-    small = cost.step_seconds(1, 1, 1, 1)
-    long, wide = cost.step_seconds(257, 1, 257, 257 * 129), cost.step_seconds(33, 33, 33, 33)
-    deep = cost.step_seconds(1, 1, 8193, 8193)
-    per_token = max(0.0, (long - small) / 256)
-    return StepTimeModel(
-        base=max(0.0, small - per_token),
-        per_token=per_token,
-        per_row=max(0.0, (wide - small) / 32 - per_token),
-        per_context=max(0.0, (deep - small) / 8192),
-    )

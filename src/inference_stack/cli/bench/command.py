@@ -12,6 +12,8 @@ from inference_stack.cli.bench.spec import Load
 from inference_stack.cli.options import ConfigFile, with_settings
 from inference_stack.config.build import Given, build
 from inference_stack.config.load import load
+from inference_stack.config.tree import Config
+from inference_stack.core.errors import invalid
 
 bench = typer.Typer(
     help="Measure a running server, or the steps of an engine.", no_args_is_help=True, rich_markup_mode=None
@@ -49,7 +51,7 @@ def profile(
     """Account for every part of an engine's decode step, in this process: scheduler, inputs, each operation, sampling, IPC."""
     from inference_stack.cli.bench.profile import profile_engine
 
-    chosen = load(config, os.environ, [*settings, Given(("models",), [model], "arguments")])
+    chosen = _measurable(load(config, os.environ, [*settings, Given(("models",), [model], "arguments")]))
     profile_engine(chosen, batch or [1], context, steps, output)
 
 
@@ -68,9 +70,16 @@ def steps(
     from inference_stack.cli.bench.steps import collect_steps
     from inference_stack.simulator.cost.fitted import fit
 
-    chosen = load(config, os.environ, [*settings, Given(("models",), [model], "arguments")])
+    chosen = _measurable(load(config, os.environ, [*settings, Given(("models",), [model], "arguments")]))
     samples = collect_steps(chosen, output, seconds=seconds)
     _, quality = fit(samples)
     errors = quality.held_out
     said = f"{errors.median:.1%} on the others in the median, by {errors.p90:.1%} or less for nine in ten"
     print(f"{len(samples)} samples in {output}; a model fitted to four fifths of them is off by {said}")
+
+
+def _measurable(config: Config) -> Config:
+    """Refuses to time a device that only sleeps."""
+    if config.node.simulated:
+        raise invalid("a simulated engine has nothing to measure: its times are the preset's", param="node.engine")
+    return config

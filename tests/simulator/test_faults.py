@@ -153,6 +153,12 @@ def test_a_planted_bug_is_caught(plant: Callable[[pytest.MonkeyPatch], None], mo
             survive(seed)
 
 
+def test_a_fleet_that_stands_still_is_noticed_without_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    _starve(monkeypatch)
+    with pytest.raises(Broken, match="nothing has happened"):
+        Fleet(spec(traffic(20, 1), patience=50.0)).run()
+
+
 # -- settings
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from inference_stack.core.errors import invalid
+from inference_stack.core.errors import SERVER_ERROR, ErrorInfo, InferenceError, invalid
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -78,10 +78,17 @@ def read_spec(path: Path, seed: int | None) -> FleetSpec:
 def run_shown(spec: FleetSpec, until: float, console: Console) -> Run:
     """The run, with the virtual time shown meanwhile."""
     from inference_stack.simulator.fleet import Fleet
+    from inference_stack.simulator.gateway import Broken
 
     with _progress(console) as tell:
         fleet = Fleet(spec, lambda now: tell(now, len(fleet.gateway.streams), len(fleet.ledger.outcomes)))
-        return fleet.run(until)
+        try:
+            return fleet.run(until)
+        except Broken as error:
+            said = f"the scheduler broke a promise after {_clock(fleet.loop.now())}, which is a bug of ours: {error}"
+            raise InferenceError(
+                ErrorInfo(message=said, type=SERVER_ERROR, code="promise_broken", status=500)
+            ) from error
 
 
 @contextmanager

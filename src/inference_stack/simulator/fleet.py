@@ -25,7 +25,7 @@ from inference_stack.scheduler.scheduler import Scheduler
 from inference_stack.simulator.api import CostModel, Run, Workload
 from inference_stack.simulator.cost.speed import timed
 from inference_stack.simulator.faults import FaultPlan, Fury
-from inference_stack.simulator.gateway import Gateway
+from inference_stack.simulator.gateway import Broken, Gateway
 from inference_stack.simulator.instance import Instance
 from inference_stack.simulator.invariants import check_nodes, check_progress, check_rest
 from inference_stack.simulator.ledger import ITL_EDGES, Ledger
@@ -99,6 +99,7 @@ class Fleet:
         self._arrivals = iter(spec.workload)
         self._exhausted = False
         self._waiting_arrivals = 0
+        self._signs, self._signs_since = (0, 0, 0), 0.0
 
     # -- parts
 
@@ -178,8 +179,15 @@ class Fleet:
         self._waiting_arrivals -= 1
 
     def _sample(self) -> None:
-        """The fleet at the end of an interval, as long as there is something to see."""
+        """The fleet at the end of an interval, as long as there is something to see. Raises `Broken` when all stands still."""
         self._note()
+        signs = (self.ledger.tokens, len(self.ledger.outcomes), sum(node.steps for node in self.nodes))
+        if signs != self._signs:
+            self._signs, self._signs_since = signs, self.loop.now()
+        elif self.gateway.streams and self.loop.now() - self._signs_since > self.spec.patience:
+            raise Broken(
+                f"{len(self.gateway.streams)} requests are open, and nothing has happened for {self.spec.patience:g} s"
+            )
         if self._waiting_arrivals or not self._exhausted or self.gateway.streams:
             self.loop.after(self.spec.interval, self._sample)
 

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from inference_stack.core.errors import SERVER_ERROR, ErrorInfo, InferenceError
 from inference_stack.core.seams import Clock, LinkClosed, SystemClock
-from inference_stack.core.stats import InstanceStats
 from inference_stack.telemetry.startup import Account, process_start
 from inference_stack.wire.channel import Channel
 from inference_stack.wire.deadlines import arrived
@@ -47,9 +46,6 @@ if TYPE_CHECKING:
 HEARTBEAT_SECONDS = 0.25
 """Between two signs of life; well below the shortest silence that a node may take for death."""
 
-STATS_SECONDS = 0.1
-"""How often an instance's numbers travel with a step's news: gathering, sending and showing them costs as much as a token."""
-
 COLLECTOR_THRESHOLDS = (50_000, 20, 100)
 """Net new containers between collections of the youngest generation, and how many of those until the older ones' turn."""
 
@@ -70,7 +66,6 @@ class Worker:
         self._check = check
         self._clock = clock
         self._draining = False
-        self._stats_due = 0.0
         self.busy = False
 
     @property
@@ -85,15 +80,7 @@ class Worker:
             if self._core.has_work:
                 self.busy = True
                 deltas = self._core.step()
-                self._channel.send(StepReport(deltas=deltas, stats=self._news()))
-
-    def _news(self) -> tuple[InstanceStats, ...]:
-        """Every instance's numbers, now and then."""
-        now = self._clock.now()
-        if now < self._stats_due:
-            return ()
-        self._stats_due = now + STATS_SECONDS
-        return self._core.stats()
+                self._channel.send(StepReport(deltas=deltas, stats=self._core.stats()))
 
     def _take_messages(self) -> None:
         """Handle what has arrived; when there is nothing to compute, wait for the next message."""

@@ -174,9 +174,13 @@ def transformers(site: Site, model: Path) -> Server:
     )
 
 
-def openvino(site: Site, model: Path) -> Server:
-    """OpenVINO GenAI's continuous batching, in process."""
-    command = [program(site.home, "openvino"), DRIVERS / "openvino_pipeline.py", model, site.threads]
-    return PipedServer(
-        Process([str(word) for word in command], {}, site.logs / f"openvino-{model.stem}.log", piped=True)
-    )
+def openvino(site: Site, model: Path, properties: Sequence[str] = ()) -> Server:
+    """OpenVINO GenAI's continuous batching, in process. Where the processor has bf16 it computes in it, and keeps KV in 8 bits."""
+    command = [program(site.home, "openvino"), DRIVERS / "openvino_pipeline.py", model, site.threads, *properties]
+    log = site.logs / f"openvino-{model.stem}{'-'.join(['', *properties])}.log"
+    return PipedServer(Process([str(word) for word in command], {}, log, piped=True))
+
+
+def openvino_f32(site: Site, model: Path) -> Server:
+    """The same held to our precision: fp32 arithmetic, fp16 KV."""
+    return openvino(site, model, ["INFERENCE_PRECISION_HINT=f32", "KV_CACHE_PRECISION=f16"])

@@ -1,4 +1,4 @@
-"""OpenVINO GenAI's continuous batching, measured at its own Python API: MODEL THREADS.
+"""OpenVINO GenAI's continuous batching, measured at its own Python API: MODEL THREADS [PROPERTY=VALUE …].
 
 One JSON line in: `{"prompts": [[id, …], …], "max_tokens": [n, …]}`. One out: per prompt the arrival times in seconds since the
 batch was handed over, and the tokens that arrived. The first line out is written when the model is loaded.
@@ -16,8 +16,9 @@ import openvino
 import openvino_genai
 
 
-def pipeline(model: str, threads: int) -> Any:
-    """The pipeline with a prefix cache, splitting long prompts so that they share steps with decoding requests."""
+def pipeline(model: str, threads: int, properties: list[str]) -> Any:
+    """The pipeline with a prefix cache, splitting long prompts so that they share steps with decoding requests. `properties` of the
+    device, where its defaults are not wanted."""
     scheduler = openvino_genai.SchedulerConfig()
     scheduler.cache_size = 1
     scheduler.max_num_seqs = 64
@@ -25,6 +26,7 @@ def pipeline(model: str, threads: int) -> Any:
     scheduler.dynamic_split_fuse = True
     scheduler.enable_prefix_caching = True
     settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    settings |= dict(one.split("=", 1) for one in properties)
     return openvino_genai.ContinuousBatchingPipeline(model, scheduler, "CPU", settings, {})
 
 
@@ -58,7 +60,7 @@ def answer(pipe: Any, first: int, prompts: list[list[int]], lengths: list[int]) 
 
 def main() -> None:
     """Answer batches until standard input ends."""
-    pipe = pipeline(sys.argv[1], int(sys.argv[2]))
+    pipe = pipeline(sys.argv[1], int(sys.argv[2]), sys.argv[3:])
     print(json.dumps({"ready": True}), flush=True)
     count = 0
     for line in sys.stdin:

@@ -60,7 +60,7 @@ async def one_request(http: httpx.AsyncClient, leaves: bool, dice: random.Random
                 outcome.refused += 1
                 return await asyncio.sleep(1)
             text = (await response.aread()).decode()
-        if not text.rstrip().endswith("data: [DONE]") or '"error"' in text:
+        if not text.rstrip().endswith("data: [DONE]") or 'data: {"error"' in text:
             outcome.errors.append(text[-200:])
         outcome.finished += 1
     except TimeoutError:

@@ -84,14 +84,13 @@ def test_kernels_are_clean_under_sanitizers(clean: Path, tmp_path: Path) -> None
     libraries = [run(compiler, f"-print-file-name={name}").strip() for name in ("libasan.so", "libubsan.so")]
     run(
         sys.executable, "-c", SANITIZED, tmp_path / "files/inference_stack/ops/cpu", REPOSITORY / "tests/ops",
-        LD_PRELOAD=":".join(libraries), ASAN_OPTIONS="detect_leaks=0:abort_on_error=1", OMP_NUM_THREADS="1",
+        PYTHONPATH=str(tmp_path / "files"), LD_PRELOAD=":".join(libraries), ASAN_OPTIONS="detect_leaks=0:abort_on_error=1", OMP_NUM_THREADS="1",
     )  # fmt: skip
 
 
 SANITIZED = """
 import sys
-import inference_stack.ops.cpu as package
-package.__path__.insert(0, sys.argv[1])
+sys.meta_path[:] = [one for one in sys.meta_path if "ScikitBuild" not in type(one).__name__]
 from inference_stack.ops.cpu import _native
 assert _native.__file__.startswith(sys.argv[1]), _native.__file__
 import pytest
@@ -100,4 +99,4 @@ names = ("test_quantised_linear", "test_native_attention", "test_native_sampler"
 files = [f"{sys.argv[2]}/{name}.py" for name in names]
 sys.exit(pytest.main(["-q", "-x", "-p", "no:faulthandler", "-p", "no:cacheprovider", *files]))
 """
-"""Runs the op tests against the extension in another folder."""
+"""Runs the op tests against the package in another folder, also where this one is installed editable."""

@@ -84,7 +84,8 @@ def test_kernels_are_clean_under_sanitizers(clean: Path, tmp_path: Path) -> None
     libraries = [run(compiler, f"-print-file-name={name}").strip() for name in ("libasan.so", "libubsan.so")]
     run(
         sys.executable, "-c", SANITIZED, tmp_path / "files/inference_stack/ops/cpu", REPOSITORY / "tests/ops",
-        PYTHONPATH=str(tmp_path / "files"), LD_PRELOAD=":".join(libraries), ASAN_OPTIONS="detect_leaks=0:abort_on_error=1", OMP_NUM_THREADS="1",
+        PYTHONPATH=str(tmp_path / "files"), LD_PRELOAD=":".join(libraries),
+        ASAN_OPTIONS="detect_leaks=0:abort_on_error=1", OMP_NUM_THREADS="1",
     )  # fmt: skip
 
 

@@ -57,7 +57,7 @@ def test_each_fault_strikes_and_is_survived(kind: str) -> None:
     fleet = survive(1, traffic(80, 3, rate=20.0), FaultPlan(every=0.5, kinds=(kind,), lasts=(0.5, 3.0)))
     assert any(f": {kind} for" in what for _, what in fleet.ledger.events)
     moved = sum(outcome.moves for outcome in fleet.ledger.outcomes)
-    assert moved > 0 if kind in ("kill",) else moved >= 0
+    assert moved > 0 or kind != "kill"
 
 
 def test_the_same_seed_is_the_same_run() -> None:
@@ -166,6 +166,15 @@ def test_faults_are_read_and_refused_by_name() -> None:
     assert faults_from({"every": 30, "kinds": ["kill"], "lasts": [1, 2], "seed": 3}) == FaultPlan(
         every=30.0, kinds=("kill",), lasts=(1, 2), seed=3
     )
-    for wrong in ({}, {"every": 0}, {"every": 1, "kinds": ["flood"]}, {"every": 1, "lasts": [3, 1]}, {"each": 1}):
+    for wrong in (
+        {},
+        {"every": 0},
+        {"every": 1, "kinds": ["flood"]},
+        {"every": 1, "lasts": [3, 1]},
+        {"each": 1},
+        {"every": 1, "lasts": 5},
+        {"every": 1, "seed": "x"},
+        [1],
+    ):
         with pytest.raises(InferenceError):
             faults_from(wrong)

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from inference_stack.core.errors import invalid
 from inference_stack.simulator.ledger import Ledger
 from inference_stack.simulator.loop import Loop
 from inference_stack.simulator.node import Node
+from inference_stack.simulator.workloads.reader import Reader
 
 SLOWNESS: Final = 10.0
 CROWDED: Final = 0.9
@@ -85,24 +85,18 @@ class FaultPlan:
     seed: int = 0
 
 
-KEYS: Final = ("every", "kinds", "lasts", "seed")
-
-
-def faults_from(plain: Mapping[str, Any]) -> FaultPlan:
+def faults_from(plain: Any, origin: str = "faults") -> FaultPlan:
     """From YAML: `{every: 30, kinds: [kill, hang], lasts: [1, 10], seed: 1}`. Raises `InferenceError` naming what is wrong."""
-    for key in plain:
-        if key not in KEYS:
-            raise invalid(f"faults: there is no `{key}`; there are {', '.join(KEYS)}.", param=f"faults.{key}")
-    kinds = tuple(plain.get("kinds", FATES))
-    for kind in kinds:
-        if kind not in FATES:
-            raise invalid(f"faults: there is no kind `{kind}`; there are {', '.join(FATES)}.", param="faults.kinds")
-    every, lasts = plain.get("every"), tuple(plain.get("lasts", (0.5, 10.0)))
-    if not isinstance(every, int | float) or every <= 0 or not kinds:
-        raise invalid("faults: `every` is the mean number of seconds between two, above 0.", param="faults.every")
+    reader = Reader(plain, origin)
+    every, seed = reader.number("every", above=0.0), reader.whole("seed", 0)
+    lasts, kinds = reader.numbers("lasts") or [0.5, 10.0], reader.raw("kinds")
+    kinds = list(FATES) if kinds is None else kinds
+    if not isinstance(kinds, list) or not kinds or any(kind not in FATES for kind in kinds):
+        raise reader.error("kinds", f"expected a list of {', '.join(FATES)}, not {kinds!r}")
     if len(lasts) != 2 or not 0 < lasts[0] <= lasts[1]:
-        raise invalid("faults: `lasts` is [least, most] seconds, above 0.", param="faults.lasts")
-    return FaultPlan(every=float(every), kinds=kinds, lasts=(lasts[0], lasts[1]), seed=int(plain.get("seed", 0)))
+        raise reader.error("lasts", f"expected [least, most] seconds above 0, not {lasts!r}")
+    reader.close()
+    return FaultPlan(every=every, kinds=tuple(kinds), lasts=(lasts[0], lasts[1]), seed=seed)
 
 
 @dataclass

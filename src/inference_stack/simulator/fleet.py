@@ -141,7 +141,7 @@ class Fleet:
         try:
             while (self._waiting_arrivals or not self._exhausted or self.gateway.streams) and self.loop.now() < until:
                 self._advance(until)
-            complete = not self.gateway.streams
+            complete = self._exhausted and not self._waiting_arrivals and not self.gateway.streams
         except KeyboardInterrupt:
             complete = False
         found = self._result(complete, time.perf_counter() - began)

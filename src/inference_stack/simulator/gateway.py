@@ -34,8 +34,7 @@ class Broken(Exception):
 @dataclass(slots=True)
 class Stream:
     """A completion in progress, as the gateway knows it. `last` is when its latest token (or it) came, `sent` when it
-    went to its node; `uncached` is what the router was
-    told of its prompt and has not been told to forget, -1 when it has."""
+    went to its node; `uncached` is what the router was told of its prompt and has not been told to forget, -1 when it has."""
 
     arrival: Arrival
     outcome: Outcome
@@ -56,7 +55,7 @@ class Stream:
 
 
 class Gateway:
-    """All gateways as one. `send(node, request)` and `recall(node, request_id)` reach nodes."""
+    """All gateways as one. `send(node, request)` reaches nodes."""
 
     def __init__(
         self,
@@ -212,10 +211,6 @@ class Gateway:
         homeless, self._homeless = self._homeless, {}
         for mine in homeless.values():
             self._route(mine)
-
-    def assigned(self, node: int) -> dict[str, int]:
-        """Requests that a node should be computing, and the attempt of each."""
-        return {mine.id: mine.attempt for mine in self.streams.values() if mine.node == node}
 
     # -- inside
 

@@ -80,7 +80,7 @@ class Node:
         self._cost = cost
         self._build = build
         self._settings = settings
-        self._down: Pipe[Request | str] = Pipe(loop, settings.latency, self._arrives)
+        self._down: Pipe[Request] = Pipe(loop, settings.latency, self._arrives)
         self._up: Pipe[Upward] = Pipe(loop, settings.latency, self._departs)
         self._watch: Timer | None = None
         self._reported, self._reported_waiting = -1.0, 0
@@ -89,21 +89,18 @@ class Node:
 
     # -- the gateway's side
 
-    def send(self, message: Request | str) -> None:
-        """A request, or the id of one to abort."""
+    def send(self, message: Request) -> None:
+        """A request."""
         self._down.send(message)
 
-    def _arrives(self, message: Request | str, at: float, _: bool) -> None:
+    def _arrives(self, message: Request, at: float, _: bool) -> None:
         life = self.instance
         self._loop.at(at, lambda: self._take(message, life))
 
-    def _take(self, message: Request | str, life: Instance) -> None:
+    def _take(self, message: Request, life: Instance) -> None:
         if self.instance is not life or not self.alive:
             return  # sent to an earlier life: the gateway knows that it ended
-        if isinstance(message, str):
-            self.instance.abort(message)
-        else:
-            self.instance.submit(message)
+        self.instance.submit(message)
 
     def _departs(self, message: Upward, at: float, held: bool) -> None:
         if self.given_up:
@@ -143,6 +140,7 @@ class Node:
             return
         self.instance.stop()
         self.alive = self.hung = False
+        self._stop_watching()
         self._drop_links()
         self._give_up()
         self._loop.after(self._cost.load_seconds(), self._reborn)
@@ -227,11 +225,14 @@ class Node:
         self._give_up()
 
     def _speak_again(self) -> None:
+        self._stop_watching()
+        if self.given_up:
+            self._reconcile()
+
+    def _stop_watching(self) -> None:
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
-        if self.given_up:
-            self._reconcile()
 
     def _give_up(self) -> None:
         if not self.given_up:

@@ -21,13 +21,13 @@ from tokenizers import Tokenizer as RawTokenizer
 from tokenizers.models import BPE
 
 from inference_stack.config.tree import ServerConfig
+from inference_stack.core.fleet import ModelInfo
 from inference_stack.core.seams import SystemClock
 from inference_stack.frontend.chat import ChatEncoder
 from inference_stack.frontend.load import Frontend
 from inference_stack.frontend.tokenizer import Tokenizer
 from inference_stack.gateway.app import create_app
 from inference_stack.telemetry.metrics import Metrics
-from inference_stack.wire.messages import ModelInfo
 from tests.gateway.scripted import Script, ScriptedDispatch
 
 MODEL = "tiny"

@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from inference_stack.core.errors import ErrorInfo, InferenceError, model_not_found
+from inference_stack.core.fleet import ModelInfo, NodeState, WorkerState
 from inference_stack.core.request import FinishReason, Request
 from inference_stack.core.stats import InstanceStats
 from inference_stack.core.step import TokenDelta, TokenLogprob
 from inference_stack.gateway.api import TokenStream
 from inference_stack.telemetry.metrics import Metrics
-from inference_stack.wire.messages import ModelInfo, NodeState, WorkerState
 
 WORKER = WorkerState(pid=4711, device="cpu:0", state="ready", restarts=2)
 

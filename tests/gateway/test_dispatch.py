@@ -9,6 +9,7 @@ import pytest
 
 from inference_stack.config.tree import ServerConfig
 from inference_stack.core.errors import ErrorInfo, InferenceError
+from inference_stack.core.fleet import ModelInfo, NodeState
 from inference_stack.core.request import Continuation, FinishReason, Qos, Request, SamplingParams
 from inference_stack.core.seams import SystemClock
 from inference_stack.core.stats import InstanceStats
@@ -16,7 +17,7 @@ from inference_stack.core.step import TokenDelta, TokenLogprob
 from inference_stack.gateway.dispatch import Dispatcher
 from inference_stack.gateway.flight import Flight
 from inference_stack.wire.memory import MemoryLink, memory_pair
-from inference_stack.wire.messages import Abort, Lost, ModelInfo, NodeState, StepReport, Submit
+from inference_stack.wire.messages import Abort, Lost, StepReport, Submit
 
 MODEL = ModelInfo(
     name="m",

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from inference_stack.core.errors import unavailable
+from inference_stack.core.fleet import NodeState
 from inference_stack.gateway.observer import MetricsObserver
-from inference_stack.wire.messages import NodeState
 from tests.gateway.house import MODEL, TINY, TOKENIZER, chat_body, client, make_house
 from tests.gateway.scripted import WORKER
 

@@ -23,6 +23,7 @@ from inference_stack.cli.ledger import print_ledger
 from inference_stack.cli.models import fetch
 from inference_stack.config.tree import Config, ModelEntry
 from inference_stack.core.errors import ErrorInfo, invalid, unavailable
+from inference_stack.core.fleet import NodeState
 from inference_stack.core.seams import SystemClock
 from inference_stack.frontend.load import load_frontend
 from inference_stack.gateway.app import create_app
@@ -34,7 +35,6 @@ from inference_stack.telemetry.logs import set_up_logs
 from inference_stack.telemetry.metrics import Metrics
 from inference_stack.telemetry.startup import process_start
 from inference_stack.wire.memory import memory_pair
-from inference_stack.wire.messages import NodeState
 
 WORKER_STOP_SECONDS = 2.0
 

@@ -10,8 +10,8 @@ import uvicorn
 from starlette.applications import Starlette
 
 from inference_stack.core.errors import ErrorInfo, InferenceError, unavailable
+from inference_stack.core.fleet import NodeState
 from inference_stack.gateway.dispatch import Dispatcher
-from inference_stack.wire.messages import NodeState
 
 DRAIN_LOOK_SECONDS = 0.05
 GOODBYE_SECONDS = 2

@@ -34,6 +34,58 @@ class ServerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GatewayConfig:
+    """How gateways find nodes, watch them, and carry streams over."""
+
+    nodes: str = knob(
+        "",
+        "Nodes of `istack gateway`, separated by commas: HOST:PORT, dns:NAME:PORT (every address of the name), "
+        "file:PATH (one HOST:PORT a line; may change).",
+    )
+    refresh_seconds: float = knob(2.0, "How often names and files of nodes are looked up again.", low=0.05)
+    processes: int = knob(1, "Gateway processes that share the port.", low=1)
+    silence_seconds: float = knob(
+        1.5, "A node silent for this long is given up for now: its streams go on elsewhere.", low=0.2
+    )
+    recovery_tokens: int = knob(
+        16384,
+        "Tokens to recompute that are sent at once to a node for streams that lost theirs; the rest waits.",
+        low=1,
+    )
+    on_mismatch: str = knob(
+        "continue",
+        "When a stream can only go on where numbers come out differently: continue (counted), or fail.",
+        choices=("continue", "fail"),
+    )
+    resume_key: str = knob(
+        "",
+        "File with the secret that gateways share, so that any of them resumes a stream; empty makes one up at start.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TlsConfig:
+    """Certificates between gateways and nodes; `istack certs` makes them."""
+
+    ca: str = knob("", "File with the certificate authority that both sides trust.")
+    cert: str = knob("", "File with this process's certificate.")
+    key: str = knob("", "File with its private key.")
+    insecure: bool = knob(
+        False, "Allow links beyond this machine without certificates. Anybody may then read and write them."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdminConfig:
+    """The administrators' API, on a port of its own."""
+
+    host: str = knob("127.0.0.1", "Address it listens on.")
+    port: int = knob(0, "Port of /admin/v1; 0 is off.", low=0, high=65535)
+    token: str = knob("", "File with the bearer token that it asks for; needed beyond this machine.")
+    audit: str = knob("", "File to which every change is appended, one JSON object a line; empty logs them.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """The batch engine of each model."""
 
@@ -87,6 +139,14 @@ class EngineConfig:
 class NodeConfig:
     """The agent of this machine and its workers."""
 
+    name: str = knob("", "What the node is called; empty is the host's name.")
+    listen: str = knob("127.0.0.1:7000", "HOST:PORT at which `istack node` waits for gateways.")
+    orphan_seconds: float = knob(
+        30.0, "How long requests of a gateway that is gone are kept for the one that resumes them.", low=0
+    )
+    node_drain_seconds: float = knob(
+        30.0, "On SIGTERM or `istack drain`, how long requests may go on before they move elsewhere.", low=0
+    )
     engine: str = knob(
         "native",
         "What workers compute with: native runs the model; simulated takes a preset's time and makes answers up, for load tests.",
@@ -150,8 +210,13 @@ class Config:
 
     models: tuple[ModelEntry, ...] = field(default=(), metadata={"help": "Models to serve."})
     server: ServerConfig = section(ServerConfig, "The HTTP server.")
+    gateway: GatewayConfig = section(
+        GatewayConfig, "How gateways find nodes, watch them, and carry streams over.", prefix=True
+    )
     engine: EngineConfig = section(EngineConfig, "The batch engine of each model.")
     node: NodeConfig = section(NodeConfig, "The agent of this machine and its workers.")
+    tls: TlsConfig = section(TlsConfig, "Certificates between gateways and nodes.", prefix=True)
+    admin: AdminConfig = section(AdminConfig, "The administrators' API.", prefix=True)
     log: LogConfig = section(LogConfig, "Logs.", prefix=True)
     cache_dir: str = knob("", "Where downloaded models are kept; empty is ~/.cache/inference-stack.")
 

@@ -17,6 +17,7 @@ from inference_stack.artifacts.resolve import resolve
 from inference_stack.config.sizes import parse_size
 from inference_stack.config.tree import Config, ModelEntry
 from inference_stack.core.errors import InferenceError, invalid
+from inference_stack.core.fleet import ModelInfo
 from inference_stack.core.seams import Clock
 from inference_stack.engine.core import EngineCore, Instance
 from inference_stack.engine.memory import arena_geometry
@@ -32,7 +33,7 @@ from inference_stack.simulator.cost.hardware import HARDWARE, Hardware
 from inference_stack.simulator.cost.roofline import RooflineCost
 from inference_stack.simulator.cost.speed import timed
 from inference_stack.telemetry.startup import Account
-from inference_stack.wire.messages import ModelInfo, Ready
+from inference_stack.wire.messages import Ready
 
 WEIGHTS = "bf16"
 """The form of the weights that a preset's times are for."""

@@ -10,6 +10,7 @@ from inference_stack.artifacts.resolve import resolve
 from inference_stack.config.sizes import format_size
 from inference_stack.config.tree import Config, ModelEntry
 from inference_stack.core.errors import invalid
+from inference_stack.core.fleet import ModelInfo
 from inference_stack.core.kv_spec import KvGroupSpec
 from inference_stack.core.seams import Clock
 from inference_stack.engine.arena import Arena
@@ -31,7 +32,7 @@ from inference_stack.ops.registry import OPS, build_ops, default_registry
 from inference_stack.ops.workspace import Workspace
 from inference_stack.scheduler.limits import SchedulerLimits
 from inference_stack.telemetry.startup import Account
-from inference_stack.wire.messages import ModelInfo, Ready
+from inference_stack.wire.messages import Ready
 
 SHORTEST_USEFUL = 4
 """Tokens of the longest sequence below which serving makes no sense (and warming up is impossible)."""

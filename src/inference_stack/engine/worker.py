@@ -80,7 +80,7 @@ class Worker:
             if self._core.has_work:
                 self.busy = True
                 deltas = self._core.step()
-                self._channel.send(StepReport(deltas=deltas, stats=self._core.stats()))
+                self._channel.send(StepReport(deltas=deltas, stats=self._core.stats(), at=self._clock.wall()))
 
     def _take_messages(self) -> None:
         """Handle what has arrived; when there is nothing to compute, wait for the next message."""

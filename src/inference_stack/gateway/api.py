@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Protocol
 
+from inference_stack.core.fleet import ModelInfo, NodeState
 from inference_stack.core.request import Request
 from inference_stack.core.step import TokenDelta
-from inference_stack.wire.messages import ModelInfo, NodeState
 
 
 class TokenStream(Protocol):

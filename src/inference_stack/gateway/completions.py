@@ -12,6 +12,7 @@ from msgspec import UNSET, UnsetType
 from starlette.datastructures import Headers
 
 from inference_stack.core.errors import invalid
+from inference_stack.core.fleet import ModelInfo
 from inference_stack.frontend.completion import TokenEntry, prompt_entries
 from inference_stack.frontend.load import Frontend
 from inference_stack.gateway.choice import Choice, Piece
@@ -33,7 +34,6 @@ from inference_stack.gateway.render import MARKER, event, json_string, shown_fin
 from inference_stack.gateway.replies import PromptLogprobs, TextChoice, TextCompletion, TextLogprobs
 from inference_stack.gateway.schema import CompletionRequest
 from inference_stack.gateway.text import decoded, encoded
-from inference_stack.wire.messages import ModelInfo
 
 
 async def completion_job(

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from inference_stack.config.tree import ServerConfig
 from inference_stack.core.errors import model_not_found, unavailable
+from inference_stack.core.fleet import ModelInfo
 from inference_stack.core.seams import Clock
 from inference_stack.frontend.load import Frontend
 from inference_stack.gateway.api import Dispatch
 from inference_stack.telemetry.metrics import Metrics
-from inference_stack.wire.messages import ModelInfo
 
 
 @dataclass(kw_only=True)

@@ -26,6 +26,7 @@ from inference_stack.core.errors import (
     unavailable,
     worker_crashed,
 )
+from inference_stack.core.fleet import ModelInfo, NodeState
 from inference_stack.core.request import Request
 from inference_stack.core.seams import Clock, Link, LinkClosed
 from inference_stack.core.stats import InstanceStats
@@ -33,7 +34,7 @@ from inference_stack.core.step import TokenDelta
 from inference_stack.gateway.flight import ALONE_DEATHS, Flight
 from inference_stack.policy.admission import DrainRate, admit
 from inference_stack.wire.deadlines import departing
-from inference_stack.wire.messages import Abort, FromNode, Lost, ModelInfo, NodeState, StepReport, Submit, ToNode
+from inference_stack.wire.messages import Abort, FromNode, Lost, StepReport, Submit, ToNode
 
 log = logging.getLogger(__name__)
 

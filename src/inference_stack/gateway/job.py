@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from inference_stack.core.errors import InferenceError, deadline_exceeded, invalid
+from inference_stack.core.fleet import ModelInfo
 from inference_stack.core.request import Continuation, Qos, Request, SamplingParams
 from inference_stack.core.step import TokenLogprob
 from inference_stack.frontend.completion import TextAssembler, TextOptions
@@ -18,7 +19,6 @@ from inference_stack.gateway.choice import Choice, Piece
 from inference_stack.gateway.context import Gateway
 from inference_stack.gateway.replies import Usage, usage_of
 from inference_stack.telemetry.account import Account
-from inference_stack.wire.messages import ModelInfo
 
 Sink = Callable[[Choice, Piece], None]
 

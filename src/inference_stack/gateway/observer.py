@@ -5,9 +5,9 @@ Knows messages and metrics; neither knows the other.
 
 from __future__ import annotations
 
+from inference_stack.core.fleet import NodeState
 from inference_stack.core.stats import InstanceStats
 from inference_stack.telemetry.metrics import Metrics
-from inference_stack.wire.messages import NodeState
 
 
 class MetricsObserver:

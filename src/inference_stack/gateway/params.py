@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from inference_stack.core.errors import context_length_exceeded, invalid
+from inference_stack.core.fleet import ModelInfo
 from inference_stack.core.request import SamplingParams
 from inference_stack.frontend.completion import TextOptions
 from inference_stack.gateway.schema import ChatRequest, CompletionRequest, Generating
-from inference_stack.wire.messages import ModelInfo
 
 SMALLEST_TOP_P: Final = 1e-6
 """OpenAI allows `top_p` 0 and means: only the most likely token."""

@@ -13,10 +13,10 @@ from starlette.responses import Response
 
 from inference_stack import __version__
 from inference_stack.core.errors import model_not_found, unavailable
+from inference_stack.core.fleet import ModelInfo
 from inference_stack.gateway.context import Gateway
 from inference_stack.gateway.replies import Health, ModelCard, ModelList, Probe, Version, WorkerHealth, encode
 from inference_stack.telemetry.metrics import CONTENT_TYPE
-from inference_stack.wire.messages import ModelInfo
 
 
 def json_response(reply: object, status: int = 200) -> Response:

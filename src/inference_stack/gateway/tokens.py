@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from inference_stack.core.errors import InferenceError, invalid, unavailable
+from inference_stack.core.fleet import ModelInfo
 from inference_stack.frontend.load import Frontend
 from inference_stack.gateway.body import read_json_body
 from inference_stack.gateway.context import Gateway
@@ -19,7 +20,6 @@ from inference_stack.gateway.probes import json_response
 from inference_stack.gateway.replies import Detokenized, Tokenized
 from inference_stack.gateway.schema import DetokenizeRequest, TokenizeRequest
 from inference_stack.gateway.text import chat_options, conversation, decoded, encoded, spelled
-from inference_stack.wire.messages import ModelInfo
 
 T = TypeVar("T")
 

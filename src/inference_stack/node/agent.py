@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 
 from inference_stack.config.tree import Config
+from inference_stack.core.fleet import NodeState
 from inference_stack.core.seams import Clock, Link, LinkClosed
 from inference_stack.node.spawn import Spawned
 from inference_stack.node.supervisor import Supervisor
-from inference_stack.wire.messages import Abort, FromNode, NodeState, Submit, ToNode
+from inference_stack.wire.messages import Abort, FromNode, Submit, ToNode
 
 
 class NodeAgent:

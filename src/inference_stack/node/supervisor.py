@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from inference_stack.config.tree import Config, to_plain
 from inference_stack.core.errors import SERVER_ERROR, ErrorInfo
+from inference_stack.core.fleet import ModelInfo, WorkerState
 from inference_stack.core.seams import Clock, LinkClosed
 from inference_stack.core.stats import Ledger
 from inference_stack.node.process import WorkerProcess
@@ -27,11 +28,9 @@ from inference_stack.wire.messages import (
     FromWorker,
     Hello,
     Lost,
-    ModelInfo,
     Ready,
     StepReport,
     Submit,
-    WorkerState,
 )
 
 log = logging.getLogger(__name__)

@@ -10,6 +10,7 @@ from typing import Any, get_origin
 import msgspec
 import numpy as np
 
+from inference_stack.core.fleet import NodeState
 from inference_stack.core.step import StepPlan, StepResult
 from inference_stack.wire import messages
 
@@ -24,7 +25,10 @@ MESSAGE_TYPES: tuple[type, ...] = (
     messages.Heartbeat,
     messages.Fatal,
     messages.Lost,
-    messages.NodeState,
+    messages.Attach,
+    messages.Beat,
+    messages.DrainNode,
+    NodeState,
     StepPlan,
     StepResult,
 )

@@ -1,39 +1,23 @@
 """The messages of the two hops: gateway ↔ node, and node ↔ worker.
 
-    gateway ── Submit, Abort ─────────▶ node ── Configure, Submit, Abort, Drain ──▶ worker
-    gateway ◀─ StepReport, Lost, NodeState ── node ◀── Hello, Ready, StepReport, Heartbeat, Fatal ── worker
+    gateway ── Attach, Submit, Abort, Beat, DrainNode ─▶ node ── Configure, Submit, Abort, Drain ──▶ worker
+    gateway ◀──── NodeState, StepReport, Lost, Beat ──── node ◀── Hello, Ready, StepReport, Heartbeat, Fatal ── worker
 
 At most one `StepReport` per engine step. Deadlines cross machines as seconds from now, never as clock readings.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from inference_stack.core.errors import ErrorInfo
-from inference_stack.core.kv_spec import KvGroupSpec
+from inference_stack.core.fleet import ModelInfo, NodeState
 from inference_stack.core.request import Request
-from inference_stack.core.stats import InstanceStats, Ledger, StepTimeModel
+from inference_stack.core.stats import InstanceStats, Ledger
 from inference_stack.core.step import TokenDelta
 
 WIRE_VERSION = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelInfo:
-    """What a served model is, as its worker found it. `name` is what requests call it."""
-
-    name: str
-    architecture: str
-    numerics_id: str
-    max_model_len: int
-    vocab_size: int
-    eos_tokens: tuple[int, ...]
-    kv_groups: tuple[KvGroupSpec, ...]
-    kv_blocks: int
-    max_running: int
-    step_time: StepTimeModel = StepTimeModel()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,10 +66,12 @@ class Ready:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
-    """News of one engine step: tokens, ends, errors, and the instances' numbers."""
+    """News of one engine step: tokens, ends, errors, and the instances' numbers. `at` is when the engine emitted it, in Unix
+    seconds; of several joined reports the oldest counts."""
 
     deltas: tuple[TokenDelta, ...]
     stats: tuple[InstanceStats, ...] = ()
+    at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,29 +100,33 @@ class Lost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerState:
-    """One worker as its node sees it. `state`: starting, ready, draining, failed."""
+class Attach:
+    """A gateway's first words on a link: the newest wire version it speaks, and who it is. `boot` is drawn anew whenever its
+    process starts. The node answers with its `NodeState`."""
 
-    pid: int
-    device: str
-    state: str
-    restarts: int
-    reason: str = ""
+    wire_version: int
+    gateway: str
+    boot: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NodeState:
-    """A node's condition, sent at every change. `models` are those that can run requests now."""
+class Beat:
+    """A sign of life in either direction when there is nothing else to say. `number` counts the sender's beats; `heard` is the
+    newest number that came from the other side: while it does not rise, the way there is cut."""
 
-    node: str
-    ready: bool
-    models: tuple[ModelInfo, ...] = ()
-    workers: tuple[WorkerState, ...] = ()
-    ledgers: tuple[Ledger, ...] = ()
-    error: ErrorInfo | None = field(default=None)
+    number: int
+    heard: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainNode:
+    """Take nothing new; end when what runs has ended or moved, at most `seconds` from now. `undo` takes an earlier one back."""
+
+    seconds: float
+    undo: bool = False
 
 
 ToWorker = Configure | Submit | Abort | Drain
 FromWorker = Hello | Ready | StepReport | Heartbeat | Fatal
-ToNode = Submit | Abort
-FromNode = StepReport | Lost | NodeState
+ToNode = Attach | Submit | Abort | Beat | DrainNode
+FromNode = StepReport | Lost | NodeState | Beat

@@ -13,8 +13,8 @@ from inference_stack.config.tree import Config
 def flags(tree: type = Config) -> dict[str, Knob]:
     """Every setting that has a flag, by its flag: the last part of its path, with the section before it where that is needed."""
     scalar = [knob for knob in knobs(tree) if entry_type(knob.type) is None]
-    count = Counter(knob.path[-1] for knob in scalar)
     prefixed = {name for name, declared in sections(tree).items() if declared.metadata.get("prefix")}
+    count = Counter(knob.path[-1] for knob in scalar if knob.path[0] not in prefixed)
     return {_name(knob, count[knob.path[-1]] > 1 or knob.path[0] in prefixed): knob for knob in scalar}
 
 

@@ -11,7 +11,7 @@ from inference_stack.core.fleet import ModelInfo, NodeState, WorkerState
 from inference_stack.core.request import FinishReason, Request
 from inference_stack.core.stats import InstanceStats
 from inference_stack.core.step import TokenDelta, TokenLogprob
-from inference_stack.gateway.api import TokenStream
+from inference_stack.gateway.api import Sink, Ticket
 from inference_stack.telemetry.metrics import Metrics
 
 WORKER = WorkerState(pid=4711, device="cpu:0", state="ready", restarts=2)
@@ -45,7 +45,14 @@ class ScriptedStream:
             self.aborted.set()
             self.owner.aborted.append(self.request.id)
 
-    async def __aiter__(self) -> AsyncIterator[TokenDelta]:
+    async def play(self, sink: Sink) -> None:
+        """Feed `sink` until the end or until nobody wants more."""
+        async for delta in self._deltas():
+            if self.aborted.is_set():
+                return
+            sink(delta)
+
+    async def _deltas(self) -> AsyncIterator[TokenDelta]:
         script, count = self.owner.script, 0
         yield self._delta(cached_tokens=script.cached, prompt_logprobs=self._prompt_logprobs())
         tokens, finish = self._plan()
@@ -54,6 +61,9 @@ class ScriptedStream:
             if problem is not None:
                 self.ended = True
                 yield self._delta(finish=FinishReason.ERROR, error=problem)
+                return
+            if script.crash_after is not None and count >= script.crash_after:
+                yield self._delta(tokens=("no token",))  # what decodes it cannot know what to do
                 return
             step = tokens[count : count + script.delta_tokens]
             count += len(step)
@@ -70,8 +80,6 @@ class ScriptedStream:
         if script.hold_after is not None and count >= script.hold_after:
             self.owner.holding.set()
             await script.go.wait()
-        if script.crash_after is not None and count >= script.crash_after:
-            raise RuntimeError("scripted crash")
         return script.error if script.error_after is not None and count >= script.error_after else None
 
     def _plan(self) -> tuple[list[int], FinishReason]:
@@ -118,6 +126,8 @@ class ScriptedDispatch:
         self.requests: list[Request] = []
         self.streams: list[ScriptedStream] = []
         self.aborted: list[str] = []
+        self.playing: list[asyncio.Task[None]] = []
+        self.news_at = 0.0
         self.emitted = 0
         self.holding = asyncio.Event()
         self.refusal: InferenceError | None = None
@@ -136,13 +146,15 @@ class ScriptedDispatch:
         if model not in self.models():
             raise model_not_found(model)
 
-    def submit(self, request: Request) -> TokenStream:
+    def submit(self, request: Request, sink: Sink) -> Ticket:
         if self.submit_refusal is not None:
             raise self.submit_refusal
         self.requests.append(request)
         self.metrics.observe_instance(InstanceStats(model=self.model.name, running=1, kv_blocks_total=8))
-        self.streams.append(ScriptedStream(self, request))
-        return self.streams[-1]
+        stream = ScriptedStream(self, request)
+        self.streams.append(stream)
+        self.playing.append(asyncio.create_task(stream.play(sink)))
+        return stream
 
     def settled(self) -> bool:
         """Whether every stream has ended or was aborted."""

@@ -1,6 +1,6 @@
 """`istack serve` put together: gateway and node in this process, the worker in another, one in-memory link between.
 
-uvicorn ─ app ─ Dispatcher ══ MemoryLink ══ NodeAgent ─ worker process
+uvicorn ─ app ─ Fleet ══ MemoryLink ══ NodeAgent ─ worker process
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 
 from rich.console import Console
 from starlette.applications import Starlette
@@ -25,10 +26,10 @@ from inference_stack.config.tree import Config, ModelEntry
 from inference_stack.core.errors import ErrorInfo, invalid, unavailable
 from inference_stack.core.fleet import NodeState
 from inference_stack.core.seams import SystemClock
+from inference_stack.dispatch.dispatcher import Limits
 from inference_stack.frontend.load import load_frontend
 from inference_stack.gateway.app import create_app
-from inference_stack.gateway.dispatch import Dispatcher
-from inference_stack.gateway.observer import MetricsObserver
+from inference_stack.gateway.fleet import Fleet
 from inference_stack.node.agent import NodeAgent
 from inference_stack.node.spawn import Spawned
 from inference_stack.telemetry.logs import set_up_logs
@@ -49,6 +50,15 @@ def placed(config: Config, files: list[ModelFiles]) -> Config:
     if len(set(names)) < len(names):
         raise invalid(f"two models are called {max(names, key=names.count)!r}; name them apart with NAME=MODEL")
     return replace(config, models=tuple(entries))
+
+
+def dispatch_limits(config: Config) -> Limits:
+    """What the configuration says to a dispatcher."""
+    return Limits(
+        max_queue=config.server.max_queue,
+        recovery_tokens=config.gateway.recovery_tokens,
+        fail_on_mismatch=config.gateway.on_mismatch == "fail",
+    )
 
 
 class Announcer:
@@ -92,7 +102,9 @@ class Stack:
         self._log = log
         self._metrics = Metrics()
         here, there = memory_pair()
-        self.dispatcher = Dispatcher(here, config.server, clock, MetricsObserver(self._metrics), self._on_state)
+        self._link = here
+        limits = dispatch_limits(config)
+        self.fleet = Fleet("local", limits, config.gateway.silence_seconds, clock, self._metrics, self._on_state)
         self._agent = NodeAgent("local", self.config, there, clock, worker)
         self._listeners: list[Callable[[NodeState], None]] = []
         self._stopping = False
@@ -109,19 +121,20 @@ class Stack:
         """The HTTP application, with every model's tokenizer and template."""
         models = zip(self.config.models, self._files, strict=True)
         frontends = {entry.name: load_frontend(one) for entry, one in models}
-        return create_app(self.dispatcher, frontends, self.config.server, self._clock, self._metrics, self._log)
+        return create_app(self.fleet, frontends, self.config.server, self._clock, self._metrics, self._log)
 
     @asynccontextmanager
     async def running(self, failed: Callable[[ErrorInfo], None]) -> AsyncIterator[None]:
         """Dispatcher, node and worker run inside; `failed` is called should one of them end by itself."""
 
-        def ended(task: asyncio.Task[None]) -> None:
+        def ended(task: asyncio.Task[Any]) -> None:
             if not task.cancelled() and not self._stopping:
                 self._log.error("%s ended", task.get_name(), exc_info=task.exception())
                 failed(unavailable(f"The {task.get_name()} ended.").info)
 
-        tasks = [
-            asyncio.create_task(self.dispatcher.run(), name="dispatcher"),
+        tasks: list[asyncio.Task[Any]] = [
+            asyncio.create_task(self.fleet.run(), name="dispatcher"),
+            asyncio.create_task(self.fleet.serve_link("local", self._link, watched=False), name="link"),
             asyncio.create_task(self._agent.run(), name="node"),
         ]
         for task in tasks:
@@ -160,7 +173,7 @@ async def serve(config: Config, console: Console, worker: Spawned) -> None:
         stack = Stack(config, files, clock, log, worker)
         url = f"http://{config.server.host}:{sock.getsockname()[1]}"
         stack.on_state(Announcer(console, clock, started, url, config.node.simulated))
-        server = GatewayServer(stack.app, stack.dispatcher, config.server.drain_seconds)
+        server = GatewayServer(stack.app, stack.fleet, config.server.drain_seconds)
         stack.on_state(server.watch)
         async with stack.running(server.fail):
             await server.run(sock)

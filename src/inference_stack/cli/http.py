@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 
 from inference_stack.core.errors import ErrorInfo, InferenceError, unavailable
 from inference_stack.core.fleet import NodeState
-from inference_stack.gateway.dispatch import Dispatcher
+from inference_stack.gateway.fleet import Fleet
 
 DRAIN_LOOK_SECONDS = 0.05
 GOODBYE_SECONDS = 2
@@ -21,9 +21,9 @@ GOODBYE_SECONDS = 2
 class GatewayServer:
     """Serves `build()`'s application until a signal, or until what is behind it has failed for good."""
 
-    def __init__(self, build: Callable[[], Starlette], dispatcher: Dispatcher, drain_seconds: float) -> None:
+    def __init__(self, build: Callable[[], Starlette], fleet: Fleet, drain_seconds: float) -> None:
         self._build = build
-        self._dispatcher = dispatcher
+        self._fleet = fleet
         self._drain_seconds = drain_seconds
         self._http: _Uvicorn | None = None
         self._failure: ErrorInfo | None = None
@@ -63,7 +63,7 @@ class GatewayServer:
     def fail(self, error: ErrorInfo) -> None:
         """End every stream and the server because of `error`."""
         self._failure = error
-        self._dispatcher.fail_remaining(error)
+        self._fleet.fail_remaining(error)
         if self._http is not None:
             self._http.should_exit = True
 
@@ -71,10 +71,10 @@ class GatewayServer:
         """Let streams finish for as long as they may, end the rest with an error, then stop."""
         try:
             async with asyncio.timeout(self._drain_seconds):
-                while not self._dispatcher.idle:
+                while not self._fleet.idle:
                     await asyncio.sleep(DRAIN_LOOK_SECONDS)
         except TimeoutError:
-            self._dispatcher.fail_remaining(unavailable("The server is shutting down.").info)
+            self._fleet.fail_remaining(unavailable("The server is shutting down.").info)
         if self._http is not None:
             self._http.should_exit = True
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 from typing import Protocol
 
 from inference_stack.core.fleet import ModelInfo, NodeState
 from inference_stack.core.request import Request
 from inference_stack.core.step import TokenDelta
 
+Sink = Callable[[TokenDelta], None]
+"""Called with a completion's news, in order; the last has `finish` set. Errors arrive as a last delta with `FinishReason.ERROR`.
+It must not raise."""
 
-class TokenStream(Protocol):
-    """One dispatched completion: an unbroken sequence of token deltas, whatever happens to workers underneath."""
 
-    def __aiter__(self) -> AsyncIterator[TokenDelta]:
-        """Deltas in order; the last one has `finish` set. Errors arrive as a last delta with `FinishReason.ERROR`."""
-        ...
+class Ticket(Protocol):
+    """One dispatched completion, whatever happens to workers and nodes underneath."""
 
     def abort(self) -> None:
         """Stop the request in the engine. Idempotent, and harmless after the end."""
@@ -24,6 +24,11 @@ class TokenStream(Protocol):
 
 class Dispatch(Protocol):
     """Runs requests on whatever nodes there are."""
+
+    @property
+    def news_at(self) -> float:
+        """When an engine emitted what sinks are being told now, in Unix seconds; 0 while that is not known."""
+        ...
 
     def models(self) -> dict[str, ModelInfo]:
         """Models that are served, by name; empty until one is ready."""
@@ -38,6 +43,6 @@ class Dispatch(Protocol):
         cannot be accepted now."""
         ...
 
-    def submit(self, request: Request) -> TokenStream:
+    def submit(self, request: Request, sink: Sink) -> Ticket:
         """Accept a request. It runs, or waits, until it ends or is aborted."""
         ...

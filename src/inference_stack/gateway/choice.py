@@ -12,7 +12,7 @@ from inference_stack.core.errors import SERVER_ERROR, ErrorInfo, InferenceError
 from inference_stack.core.request import FinishReason, Request
 from inference_stack.core.step import TokenDelta, TokenLogprob
 from inference_stack.frontend.completion import TextAssembler, TokenEntry
-from inference_stack.gateway.api import TokenStream
+from inference_stack.gateway.api import Dispatch, Ticket
 from inference_stack.telemetry.account import Account
 
 
@@ -29,6 +29,14 @@ class Piece:
     finish: FinishReason | None
 
 
+Sink = Callable[["Choice", Piece], None]
+Over = Callable[["Choice", Exception | None], None]
+
+
+def _nobody(choice: Choice, news: object) -> None:
+    """Listens to a completion that was not started."""
+
+
 class Choice:
     """`index` is the choice's number in the answer, `prompt_index` its prompt's; `limit` the tokens it may show."""
 
@@ -41,7 +49,9 @@ class Choice:
         self.limit = limit
         self.cached_tokens = 0
         self.prompt_logprobs: tuple[TokenLogprob, ...] = ()
-        self.stream: TokenStream | None = None
+        self._ticket: Ticket | None = None
+        self._sink: Sink = _nobody
+        self._over: Over = _nobody
         self._text = text
         self._account = account
         self._ended = False
@@ -51,26 +61,41 @@ class Choice:
         """Tokens of the completion so far, up to and including the one that ended it."""
         return self._text.tokens
 
-    async def run(self, sink: Callable[[Choice, Piece], None]) -> None:
-        """Feed `sink` until the completion ends. Raises `InferenceError` when it ends in an error."""
-        if self.stream is None:
+    def start(self, dispatch: Dispatch, sink: Sink, over: Over) -> None:
+        """Run it. `sink` gets its pieces; then `over` is called once, with what went wrong if anything did. Raises
+        `InferenceError` where it is refused."""
+        self._sink, self._over = sink, over
+        self._ticket = dispatch.submit(self.request, self.feed)
+
+    def feed(self, delta: TokenDelta) -> None:
+        """News from the dispatcher. Whatever they lead to is this completion's affair alone."""
+        if self._ended:
             return
-        async for delta in self.stream:
+        try:
             piece = self.take(delta)
             if piece is not None:
-                sink(self, piece)
-            if self._ended:
-                if delta.finish is None:
-                    self.stream.abort()
-                return
-        raise InferenceError(_broken())
+                self._sink(self, piece)
+        except Exception as problem:  # it must reach the client, and must not reach the dispatcher
+            self._stop(problem)
+            return
+        if self._ended:
+            if delta.finish is None and self._ticket is not None:
+                self._ticket.abort()
+            self._over(self, None)
 
     def abort(self) -> None:
         """Stop the engine's work, unless the completion has ended."""
         if not self._ended:
             self._end(FinishReason.ABORT)
-            if self.stream is not None:
-                self.stream.abort()
+            if self._ticket is not None:
+                self._ticket.abort()
+
+    def _stop(self, problem: Exception) -> None:
+        if not self._ended:
+            self._end(FinishReason.ERROR, "internal_error")
+        if self._ticket is not None:
+            self._ticket.abort()
+        self._over(self, problem)
 
     def take(self, delta: TokenDelta) -> Piece | None:
         """The piece that a delta adds, if any. Raises `InferenceError` for a delta that ends in an error."""

@@ -14,7 +14,7 @@ from inference_stack.gateway.chat import ChatRenderer, chat_job
 from inference_stack.gateway.completions import CompletionRenderer, completion_job
 from inference_stack.gateway.context import Gateway
 from inference_stack.gateway.decode import decode_json
-from inference_stack.gateway.job import Job, submit
+from inference_stack.gateway.job import Job
 from inference_stack.gateway.render import Renderer
 from inference_stack.gateway.schema import ChatRequest, CompletionRequest
 from inference_stack.gateway.streaming import EventStream, answer
@@ -59,7 +59,6 @@ async def _body(gateway: Gateway, headers: Headers, receive: Receive) -> bytes:
 
 
 async def _serve(gateway: Gateway, job: Job, renderer: Renderer, scope: Scope, receive: Receive, send: Send) -> None:
-    submit(gateway, job)
     if job.stream:
         await EventStream(gateway, job, renderer, send).serve(receive)
     else:

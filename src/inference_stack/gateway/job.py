@@ -21,6 +21,7 @@ from inference_stack.gateway.replies import Usage, usage_of
 from inference_stack.telemetry.account import Account
 
 Sink = Callable[[Choice, Piece], None]
+Over = Callable[[Exception | None], None]
 
 
 @dataclass(kw_only=True)
@@ -74,18 +75,75 @@ def check_size(gateway: Gateway, model: ModelInfo, prompts: int, n: int) -> None
     gateway.dispatch.admit(model.name, prompts * n)
 
 
-def submit(gateway: Gateway, job: Job) -> None:
-    """Hand every choice to the dispatcher. Raises `InferenceError` when it refuses; then nothing is left running."""
+class Running:
+    """A job that was started: its choices report here, and it ends once. Deadlines are kept on the way."""
+
+    def __init__(self, gateway: Gateway, job: Job, sink: Sink, over: Over) -> None:
+        self._gateway = gateway
+        self._job = job
+        self._sink = sink
+        self._over = over
+        self._left = 0
+        self._waiting = True
+        self._ended = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Hand every choice to the dispatcher. Raises `InferenceError` when it refuses; then nothing is left running."""
+        gateway, job = self._gateway, self._job
+        self._left = len(job.prompts) * job.n
+        qos = job.qos
+        self._set_timer(min((d for d in (qos.deadline, qos.ttft_deadline) if d is not None), default=None))
+        try:
+            for index in range(self._left):
+                choice = _choice(gateway, job, index)
+                job.choices.append(choice)
+                choice.start(gateway.dispatch, self._news, self._choice_over)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """However it ends, nothing is left running. Idempotent."""
+        self._ended = True
+        self._set_timer(None)
+        self._job.abort()
+
+    def _news(self, choice: Choice, piece: Piece) -> None:
+        if self._waiting:
+            self._waiting = False
+            self._set_timer(self._job.qos.deadline)
+        self._sink(choice, piece)
+
+    def _choice_over(self, choice: Choice, problem: Exception | None) -> None:
+        self._left -= 1
+        if problem is not None or not self._left:
+            self._end(problem)
+
+    def _end(self, problem: Exception | None) -> None:
+        if not self._ended:
+            self.stop()
+            self._over(problem)
+
+    def _set_timer(self, deadline: float | None) -> None:
+        """`deadline` is the gateway clock's."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if deadline is not None:
+            seconds = deadline - self._gateway.clock.now()
+            late = InferenceError(deadline_exceeded())
+            self._timer = asyncio.get_running_loop().call_later(max(seconds, 0.0), self._end, late)
+
+
+def submit(gateway: Gateway, job: Job, sink: Sink, over: Over) -> Running:
+    """Start a job: `sink` is fed until every choice has ended, then `over` is called; or as soon as one fails, with its problem.
+    Raises `InferenceError` when it is refused."""
     gateway.refuse_when_draining()
     gateway.dispatch.admit(job.model.name, len(job.prompts) * job.n)
-    try:
-        for index in range(len(job.prompts) * job.n):
-            choice = _choice(gateway, job, index)
-            job.choices.append(choice)
-            choice.stream = gateway.dispatch.submit(choice.request)
-    except BaseException:
-        job.abort()
-        raise
+    running = Running(gateway, job, sink, over)
+    running.start()
+    return running
 
 
 def _choice(gateway: Gateway, job: Job, index: int) -> Choice:
@@ -111,58 +169,3 @@ def _choice(gateway: Gateway, job: Job, index: int) -> Choice:
     )
     text = TextAssembler(job.frontend.tokenizer, prompt, job.options, offset=len(job.echoes[prompt_index]))
     return Choice(index, prompt_index, request, text, job.limit, account)
-
-
-async def run(gateway: Gateway, job: Job, sink: Sink) -> None:
-    """Feed `sink` until every choice has ended. Raises `InferenceError`: of the first choice that fails, or for a
-    deadline that passes. However it ends, nothing is left running."""
-    loop = asyncio.get_running_loop()
-
-    def at(deadline: float | None) -> float | None:
-        return None if deadline is None else loop.time() + deadline - gateway.clock.now()
-
-    first = min((d for d in (job.qos.deadline, job.qos.ttft_deadline) if d is not None), default=None)
-    timer = asyncio.timeout_at(at(first))
-
-    def started() -> None:
-        if not timer.expired():
-            timer.reschedule(at(job.qos.deadline))
-
-    try:
-        async with timer:
-            await _run_choices(job.choices, _on_first(sink, started))
-    except TimeoutError:
-        if not timer.expired():
-            raise
-        raise InferenceError(deadline_exceeded()) from None
-    finally:
-        job.abort()
-
-
-def _on_first(sink: Sink, started: Callable[[], None]) -> Sink:
-    """`sink`, but `started` is called before the first piece of any choice."""
-    waiting = True
-
-    def both(choice: Choice, piece: Piece) -> None:
-        nonlocal waiting
-        if waiting:
-            waiting = False
-            started()
-        sink(choice, piece)
-
-    return both
-
-
-async def _run_choices(choices: Sequence[Choice], sink: Sink) -> None:
-    if len(choices) == 1:
-        await choices[0].run(sink)
-        return
-    tasks = [asyncio.create_task(choice.run(sink)) for choice in choices]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for choice in choices:
-            choice.abort()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

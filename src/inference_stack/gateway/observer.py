@@ -11,7 +11,7 @@ from inference_stack.telemetry.metrics import Metrics
 
 
 class MetricsObserver:
-    """Implements `dispatch.Observer`. One per node link; `node` tells instances of the same model apart."""
+    """One per node; `node` tells instances of the same model apart."""
 
     def __init__(self, metrics: Metrics, node: str = "0") -> None:
         self._metrics = metrics
@@ -30,10 +30,13 @@ class MetricsObserver:
         for number, ledger in enumerate(state.ledgers):
             self._metrics.observe_ledger(state.node, str(number), ledger)
         if not state.ready:
-            for model in self._seen:
-                self._metrics.lose_instance(model, self._node)
-            self._seen.clear()
+            self._lose()
 
-    def observe_moved(self, requests: int, reason: str) -> None:
-        """Requests were lost with a worker and go on elsewhere."""
-        self._metrics.resumed.inc(requests)
+    def observe_gone(self) -> None:
+        """The node cannot be reached: nothing is known to run there."""
+        self._lose()
+
+    def _lose(self) -> None:
+        for model in self._seen:
+            self._metrics.lose_instance(model, self._node)
+        self._seen.clear()

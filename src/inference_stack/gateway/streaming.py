@@ -1,7 +1,7 @@
 """Sending an answer: as server-sent events while it is made, or as one JSON object; and noticing that nobody listens.
 
-    engine ─▶ choice.run ─▶ sink ─▶ outbox ─▶ writer ─▶ socket
-                                      └ whatever is ready at once goes out in one write
+    dispatcher ─▶ choice.feed ─▶ sink ─▶ outbox ─▶ writer ─▶ socket
+                                            └ whatever is ready at once goes out in one write
 
 The status line waits for the first news, so that a request which fails in the queue gets its proper status.
 """
@@ -14,12 +14,12 @@ from typing import Final
 from starlette.responses import Response
 from starlette.types import Receive, Send
 
-from inference_stack.core.errors import ErrorInfo, InferenceError
+from inference_stack.core.errors import INVALID_REQUEST, ErrorInfo, InferenceError
 from inference_stack.gateway.body import disconnected
 from inference_stack.gateway.choice import Choice, Piece
 from inference_stack.gateway.context import Gateway
 from inference_stack.gateway.errors import error_body, internal_error
-from inference_stack.gateway.job import Job, run
+from inference_stack.gateway.job import Job, submit
 from inference_stack.gateway.render import COMMENT, DONE, Renderer
 from inference_stack.gateway.replies import encode
 
@@ -30,35 +30,53 @@ STREAM_HEADERS: Final = (
 )
 
 
+MAX_UNREAD_BYTES: Final = 8 << 20
+"""Of one answer that its client does not read; then it is ended, so that neither memory nor an engine works for nobody."""
+
+
 class Gone(Exception):
     """The client closed the connection; what ran for it has been stopped."""
 
 
 async def answer(gateway: Gateway, job: Job, renderer: Renderer, receive: Receive) -> Response:
     """The whole answer as one object. Raises `InferenceError`, and `Gone` when the client left before it was ready."""
-    pieces: dict[int, list[Piece]] = {choice.index: [] for choice in job.choices}
+    pieces: dict[int, list[Piece]] = {}
+    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def over(problem: Exception | None) -> None:
+        if not ended.done():
+            _settle(ended, problem)
 
     def collect(choice: Choice, piece: Piece) -> None:
-        pieces[choice.index].append(piece)
+        pieces.setdefault(choice.index, []).append(piece)
 
-    work = asyncio.create_task(run(gateway, job, collect))
+    running = submit(gateway, job, collect, over)
     watch = asyncio.create_task(disconnected(receive))
     try:
-        await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
+        await asyncio.wait({ended, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if not ended.done():
             raise Gone
-        work.result()
+        ended.result()
     finally:
-        job.abort()
-        await _cancel(work, watch)
+        running.stop()
+        ended.cancel()
+        await _cancel(watch)
+    for choice in job.choices:
+        pieces.setdefault(choice.index, [])
     return Response(encode(renderer.whole(pieces)), media_type="application/json")
 
 
-async def _cancel(*tasks: asyncio.Task[None]) -> None:
-    """End tasks whose outcome no longer matters."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+def _settle(future: asyncio.Future[None], problem: Exception | None) -> None:
+    if problem is None:
+        future.set_result(None)
+    else:
+        future.set_exception(problem)
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    """End a task whose outcome no longer matters."""
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 class EventStream:
@@ -73,6 +91,11 @@ class EventStream:
         self._outbox: list[bytes] = []
         self._ready = asyncio.Event()
         self._started = False
+        self._over = False
+        self._unread = 0
+        self._problem: Exception | None = None
+        self._oldest = 0.0
+        self._added = gateway.metrics.model(job.model.name).added
         self._loop = asyncio.get_running_loop()
         self._last_write = self._loop.time()
         self._patience = gateway.config.comment_seconds
@@ -80,19 +103,22 @@ class EventStream:
 
     async def serve(self, receive: Receive) -> None:
         """Send everything. Raises `Gone` when the client leaves, and `InferenceError` only while nothing was sent."""
-        work = asyncio.create_task(run(self._gateway, self._job, self._sink))
+        running = submit(self._gateway, self._job, self._sink, self._end)
         watch = asyncio.create_task(disconnected(receive))
-        for task in (work, watch):
-            task.add_done_callback(lambda _: self._ready.set())
+        watch.add_done_callback(lambda _: self._ready.set())
         self._watch_silence()
         try:
-            await self._write_until_done(work, watch)
-            await self._finish(work)
+            await self._write_until_over(watch)
+            await self._finish()
         finally:
-            self._job.abort()
+            running.stop()
             if self._timer is not None:
                 self._timer.cancel()
-            await _cancel(work, watch)
+            await _cancel(watch)
+
+    def _end(self, problem: Exception | None) -> None:
+        self._over, self._problem = True, problem
+        self._ready.set()
 
     def _watch_silence(self) -> None:
         """Fill a long silence with a comment. One timer looks when a comment would be due; tokens need not touch it."""
@@ -109,27 +135,33 @@ class EventStream:
         if choice.index not in self._opened:
             self._opened.add(choice.index)
             self._outbox.append(self._renderer.opening(choice))
-        self._outbox.append(self._renderer.piece(choice, piece))
+        if not self._outbox:
+            self._oldest = self._gateway.dispatch.news_at
+        event = self._renderer.piece(choice, piece)
+        self._outbox.append(event)
+        self._unread += len(event)
+        if self._unread > MAX_UNREAD_BYTES:
+            raise InferenceError(_unread())
         self._ready.set()
 
-    async def _write_until_done(self, work: asyncio.Task[None], watch: asyncio.Task[None]) -> None:
-        while True:
+    async def _write_until_over(self, watch: asyncio.Task[None]) -> None:
+        while not self._over:
             await self._ready.wait()
             if watch.done():
                 raise Gone
-            if work.done():
-                return
             self._ready.clear()
-            await self._write(self._take())
+            if not self._over:
+                await self._write(self._take())
 
     def _take(self) -> bytes:
         """Everything that is ready to be sent."""
         ready = b"".join(self._outbox)
         self._outbox.clear()
+        self._unread = 0
         return ready
 
-    async def _finish(self, work: asyncio.Task[None]) -> None:
-        error = self._error(work)
+    async def _finish(self) -> None:
+        error = self._error()
         if error is None:
             await self._write(self._take() + self._renderer.closing() + DONE, more=False)
         elif self._started:
@@ -137,12 +169,10 @@ class EventStream:
         else:
             raise InferenceError(error)
 
-    def _error(self, work: asyncio.Task[None]) -> ErrorInfo | None:
-        problem = work.exception()
-        if problem is None:
-            return None
-        if isinstance(problem, InferenceError):
-            return problem.info
+    def _error(self) -> ErrorInfo | None:
+        problem = self._problem
+        if problem is None or isinstance(problem, InferenceError):
+            return None if problem is None else problem.info
         fields = {"request": self._job.request_id}
         self._gateway.log.error("a stream failed", exc_info=problem, extra={"fields": fields})
         return internal_error(self._job.request_id)
@@ -154,4 +184,13 @@ class EventStream:
             self._started = True
             await self._send({"type": "http.response.start", "status": 200, "headers": list(STREAM_HEADERS)})
         self._last_write = self._loop.time()
+        oldest, self._oldest = self._oldest, 0.0
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
+        if oldest:
+            self._added.observe(max(0.0, self._gateway.clock.wall() - oldest))
+
+
+def _unread() -> ErrorInfo:
+    """The client lets its answer pile up."""
+    message = "The answer was not read for too long."
+    return ErrorInfo(message=message, type=INVALID_REQUEST, code="client_too_slow", status=408)

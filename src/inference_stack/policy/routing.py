@@ -97,6 +97,20 @@ class Router:
         self._lengths = np.full(nodes, 1.0)
         self._queued = np.zeros(nodes)
 
+    def add(self) -> int:
+        """One node more, which is not usable yet; its number."""
+        self.usable = np.append(self.usable, False)
+        self._base, self._per_row, self._per_context = (
+            np.append(column, 0.0) for column in (self._base, self._per_row, self._per_context)
+        )
+        self._per_token = np.append(self._per_token, UNTIMED_TOKEN_SECONDS)
+        self._places = np.append(self._places, np.inf)
+        self._requests, self._prompt, self._context, self._queued = (
+            np.append(column, 0.0) for column in (self._requests, self._prompt, self._context, self._queued)
+        )
+        self._lengths = np.append(self._lengths, 1.0)
+        return len(self.usable) - 1
+
     def observe(self, node: int, stats: InstanceStats, max_running: int) -> None:
         """A node reports its speed and size."""
         speed = stats.step_time
@@ -122,25 +136,41 @@ class Router:
         self._context[node] -= prompt_tokens
         self._lengths[node] += 0.05 * (output_tokens - self._lengths[node])
 
+    def withdrawn(self, node: int, prompt_tokens: int, uncached_tokens: int) -> None:
+        """A request that was sent there has left it before its end, with so much of its prompt not computed."""
+        self._requests[node] -= 1
+        self._prompt[node] -= uncached_tokens
+        self._context[node] -= prompt_tokens
+
     def lost(self, node: int) -> None:
         """A node is gone: nothing is sent there until `back`, and what it held is forgotten."""
         self.usable[node] = False
         self._requests[node] = self._prompt[node] = self._context[node] = self._queued[node] = 0
         self.prefixes.lost(node)
 
+    def close(self, node: int, forget: bool) -> None:
+        """Nothing new is sent to a node until `back`; what it still runs is accounted for as ever. `forget` what it held."""
+        self.usable[node] = False
+        if forget:
+            self.prefixes.lost(node)
+
     def back(self, node: int) -> None:
         """A node may be used (again)."""
         self.usable[node] = True
 
-    def choose(self, prompt_tokens: int, names: Sequence[bytes]) -> Choice | None:
-        """The node for a request whose full blocks are named `names`; None when there is no usable node."""
+    def choose(
+        self, prompt_tokens: int, names: Sequence[bytes], among: npt.NDArray[np.bool_] | None = None
+    ) -> Choice | None:
+        """The node for a request whose full blocks are named `names`, of those usable (and `among` these, where given); None when
+        there is none."""
         nodes = len(self.usable)
-        if not self.usable.any():
+        usable = self.usable if among is None else self.usable & among
+        if not usable.any():
             return None
         held = np.zeros(nodes)
         if self._affinity and names:
             held = np.minimum(self.prefixes.held(names, nodes) * BLOCK_TOKENS, max(0, prompt_tokens - 1))
-        waits = np.where(self.usable, self._waits(prompt_tokens - held), np.inf)
+        waits = np.where(usable, self._waits(prompt_tokens - held), np.inf)
         node = int(waits.argmin())
         others = np.partition(waits, 1)[1] if nodes > 1 else np.inf
         return Choice(

@@ -60,6 +60,7 @@ TOKEN_GAP: Final = (
     5,
     10,
 )
+ADDED: Final = (0.0002, 0.0005, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 1)
 STEP: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10)
 SCHEDULE: Final = (0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.0015, 0.0025, 0.005, 0.01, 0.05, 0.25)
 TOTALS: Final = (
@@ -89,6 +90,7 @@ class ModelMetrics:
         self.queue = owner.queue.labels(model)
         self.prefill = owner.prefill.labels(model)
         self.decode = owner.decode.labels(model)
+        self.added = owner.added.labels(model)
         self.prompt_tokens = owner.prompt_tokens.labels(model)
         self.generation_tokens = owner.generation_tokens.labels(model)
 
@@ -135,7 +137,15 @@ class Metrics:
         self.decode = self._histogram("decode_seconds", "From the first token to the last.", LATENCY)
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of completions that started.", "model")
         self.generation_tokens = self._counter("generation_tokens", "Tokens generated for clients.", "model")
-        self.resumed = self._counter("continuations", "Completions that outlived their worker.")
+        self.resumed = self._counter(
+            "continuations", "Times that a completion went on after its worker, node or link was lost."
+        )
+        self.mismatched = self._counter(
+            "continuation_mismatches", "Continuations where numbers may come out differently.", "model"
+        )
+        self.added = self._histogram(
+            "added_latency_seconds", "From the end of an engine's step to the writing of its tokens to a client.", ADDED
+        )
 
     def _engine_metrics(self) -> None:
         self.running = self._gauge("requests_running", "Completions in the engine's batch.", "model", "instance")

@@ -1,0 +1,92 @@
+"""A node as a dispatcher sees it: whether it can be used, what runs there, and what it must not be given now."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from inference_stack.core.fleet import ModelInfo, NodeState
+from inference_stack.dispatch.flight import Flight
+
+HINT_BYTES: Final = 4
+
+
+def node_hint(name: str) -> bytes:
+    """A few bytes that point at a node by its name, the same for every gateway."""
+    return hashlib.blake2b(name.encode(), digest_size=HINT_BYTES).digest()
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """`key` is how the dispatcher's owner reaches it, `number` its place in routers' columns.
+
+    `reserved` is a suspect that it is kept for, or that it is running: nothing else goes there. `recovering` counts tokens
+    that it was sent to recompute and has not; `left_behind` are requests that it may still run for nobody.
+    """
+
+    key: str
+    number: int
+    linked: bool = False
+    state: NodeState | None = None
+    models: dict[str, ModelInfo] = field(default_factory=dict)
+    running: dict[str, Flight] = field(default_factory=dict)
+    reserved: Flight | None = None
+    recovering: int = 0
+    left_behind: set[str] = field(default_factory=set)
+    hint: bytes = b""
+
+    @property
+    def usable(self) -> bool:
+        """Whether requests may be sent there."""
+        state = self.state
+        return self.linked and state is not None and state.ready and not state.draining
+
+    @property
+    def draining(self) -> bool:
+        """Whether it takes nothing new, but still holds what it held."""
+        return self.linked and self.state is not None and self.state.ready and self.state.draining
+
+    def take_state(self, state: NodeState) -> None:
+        """What it tells of itself. Models are remembered while their worker restarts."""
+        self.state = state
+        self.hint = node_hint(state.node)
+        if state.ready:
+            self.models = {info.name: info for info in state.models}
+
+    def serves(self, model: str) -> ModelInfo | None:
+        """The model, if a request of it may be sent there now."""
+        return self.models.get(model) if self.usable else None
+
+
+class Nodes:
+    """All nodes ever seen, by key and by number."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[str, Node] = {}
+        self._by_number: list[Node] = []
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self._by_number)
+
+    def __len__(self) -> int:
+        return len(self._by_number)
+
+    def get(self, key: str) -> Node | None:
+        """The node of this key, if there is one."""
+        return self._by_key.get(key)
+
+    def numbered(self, number: int) -> Node:
+        """The node with this number."""
+        return self._by_number[number]
+
+    def add(self, key: str) -> Node:
+        """A new node."""
+        node = self._by_key[key] = Node(key, len(self._by_number))
+        self._by_number.append(node)
+        return node
+
+    def hinted(self, hint: bytes) -> Node | None:
+        """The node that a hint points at."""
+        return next((node for node in self._by_number if node.hint == hint), None) if hint else None

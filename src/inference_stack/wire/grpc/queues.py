@@ -1,0 +1,144 @@
+"""A link's two queues: what waits to be sent, bounded in bytes, and what waits to be received, bounded in messages.
+
+Sending never waits, so that one slow peer delays nobody else: what it does not read piles up to a limit, and then the link ends.
+Step reports that wait are joined into one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from inference_stack.core.seams import LinkClosed
+from inference_stack.wire.coalesce import coalesce
+from inference_stack.wire.messages import StepReport
+
+BACKLOG_BYTES: Final = 32 << 20
+"""What may wait to be sent."""
+INBOX_MESSAGES: Final = 64
+"""What may wait to be received; then reading pauses, and the other side's backlog grows."""
+JOIN_SECONDS: Final = 0.005
+"""Under load, reports wait so long for one another."""
+BUSY_DELTAS: Final = 64
+"""A link is under load while its messages have more deltas than this and follow one another within `JOIN_SECONDS`."""
+
+
+class Overflow(Exception):
+    """The other side does not read."""
+
+
+def _estimated(report: StepReport) -> int:
+    """About how many bytes a report takes."""
+    size = 64 + 256 * len(report.stats)
+    for delta in report.deltas:
+        size += 16 + 4 * len(delta.tokens)
+        for entry in (*delta.logprobs, *(delta.prompt_logprobs or ())):
+            size += 16 + 12 * len(entry.top)
+    return size
+
+
+class Outbox:
+    """Messages on their way out. `encode` is called in the order of sending."""
+
+    def __init__(self, encode: Callable[[Any], bytes], limit: int = BACKLOG_BYTES) -> None:
+        self._encode = encode
+        self._limit = limit
+        self._queue: deque[tuple[Any, int]] = deque()
+        self._bytes = 0
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._last = float("-inf")
+        self._last_deltas = 0
+
+    def put(self, message: Any) -> None:
+        """Send this after everything before it. Raises `Overflow` when too much waits already."""
+        if self._bytes > self._limit:
+            raise Overflow(f"the other side does not read: {self._bytes >> 20} MiB wait to be sent")
+        item: Any
+        if isinstance(message, StepReport):
+            item, size = message, _estimated(message)
+        else:
+            item = self._encode(message)
+            size = len(item)
+        self._queue.append((item, size))
+        self._bytes += size
+        self._idle.clear()
+        self._wake.set()
+
+    async def run(self, write: Callable[[bytes], Awaitable[None]]) -> None:
+        """Write messages, for ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            if not self._queue:
+                self._idle.set()
+                self._wake.clear()
+                await self._wake.wait()
+            if self._last_deltas > BUSY_DELTAS and (pause := self._last + JOIN_SECONDS - loop.time()) > 0:
+                await asyncio.sleep(pause)
+            self._last = loop.time()
+            await write(self._next())
+
+    async def flushed(self) -> None:
+        """Return when everything has been written."""
+        await self._idle.wait()
+
+    def _next(self) -> bytes:
+        """The next message's bytes: one that is no report, or all reports up to the next such."""
+        reports = []
+        while self._queue and isinstance(self._queue[0][0], StepReport):
+            reports.append(self._pop())
+        if not reports:
+            self._last_deltas = 0
+            data: bytes = self._pop()
+            return data
+        joined = coalesce(reports)
+        self._last_deltas = len(joined.deltas)
+        return self._encode(joined)
+
+    def _pop(self) -> Any:
+        item, size = self._queue.popleft()
+        self._bytes -= size
+        return item
+
+
+class Inbox:
+    """Messages that have come. Readers wait for `room` before they read; `put` itself never waits, so order is arrival's."""
+
+    def __init__(self) -> None:
+        self._queue: deque[Any] = deque()
+        self._news = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._reason: str | None = None
+
+    def put(self, message: Any) -> None:
+        """Add what has come."""
+        self._queue.append(message)
+        self._news.set()
+        if len(self._queue) >= INBOX_MESSAGES:
+            self._room.clear()
+
+    def close(self, reason: str) -> None:
+        """Nothing more comes. Idempotent."""
+        self._reason = self._reason or reason
+        self._news.set()
+        self._room.set()
+
+    async def room(self) -> None:
+        """Wait until there is room for more."""
+        await self._room.wait()
+
+    async def get(self) -> Any:
+        """The next message. Raises `LinkClosed` after the last."""
+        while not self._queue:
+            if self._reason is not None:
+                raise LinkClosed(self._reason)
+            self._news.clear()
+            await self._news.wait()
+        message = self._queue.popleft()
+        if len(self._queue) < INBOX_MESSAGES:
+            self._room.set()
+        return message

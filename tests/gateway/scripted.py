@@ -39,6 +39,7 @@ class ScriptedStream:
         self.request = request
         self.aborted = asyncio.Event()
         self.ended = False
+        self.hint = b"node"
 
     def abort(self) -> None:
         if not self.ended:
@@ -146,7 +147,7 @@ class ScriptedDispatch:
         if model not in self.models():
             raise model_not_found(model)
 
-    def submit(self, request: Request, sink: Sink) -> Ticket:
+    def submit(self, request: Request, sink: Sink, holder: bytes = b"") -> Ticket:
         if self.submit_refusal is not None:
             raise self.submit_refusal
         self.requests.append(request)

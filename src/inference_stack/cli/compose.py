@@ -101,11 +101,10 @@ class Stack:
         self._clock = clock
         self._log = log
         self._metrics = Metrics()
-        here, there = memory_pair()
-        self._link = here
+        self._link, self._node_link = memory_pair()
         limits = dispatch_limits(config)
         self.fleet = Fleet("local", limits, config.gateway.silence_seconds, clock, self._metrics, self._on_state)
-        self._agent = NodeAgent("local", self.config, there, clock, worker)
+        self._agent = NodeAgent("local", self.config, clock, worker)
         self._listeners: list[Callable[[NodeState], None]] = []
         self._stopping = False
 
@@ -136,6 +135,7 @@ class Stack:
             asyncio.create_task(self.fleet.run(), name="dispatcher"),
             asyncio.create_task(self.fleet.serve_link("local", self._link, watched=False), name="link"),
             asyncio.create_task(self._agent.run(), name="node"),
+            asyncio.create_task(self._agent.serve_link(self._node_link, watched=False), name="node's link"),
         ]
         for task in tasks:
             task.add_done_callback(ended)

@@ -65,6 +65,15 @@ def serve(settings: list[Given], models: Models = None, config: ConfigFile = Non
 
 
 @app.command()
+@with_settings()
+def gateway(settings: list[Given], models: Models = None, config: ConfigFile = None) -> None:
+    """Serve HTTP for models that run on nodes; as many gateways as you like."""
+    from inference_stack.cli.gateway import serve_gateway
+
+    serve_gateway(_configure(config, models, settings))
+
+
+@app.command()
 def run(
     model: Annotated[
         str,

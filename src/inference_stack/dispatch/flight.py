@@ -86,6 +86,11 @@ class Flight:
         return self.request.id
 
     @property
+    def hint(self) -> bytes:
+        """Points at the node that it was last sent to; empty before."""
+        return b"" if self.node is None else self.node.hint
+
+    @property
     def known_tokens(self) -> int:
         """Tokens that an engine must compute before it can emit the next one."""
         return len(self.request.continuation.prompt) + len(self.emitted)

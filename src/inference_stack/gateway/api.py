@@ -17,6 +17,11 @@ It must not raise."""
 class Ticket(Protocol):
     """One dispatched completion, whatever happens to workers and nodes underneath."""
 
+    @property
+    def hint(self) -> bytes:
+        """Four bytes that point at the node which computes it; empty while none does."""
+        ...
+
     def abort(self) -> None:
         """Stop the request in the engine. Idempotent, and harmless after the end."""
         ...
@@ -43,6 +48,6 @@ class Dispatch(Protocol):
         cannot be accepted now."""
         ...
 
-    def submit(self, request: Request, sink: Sink) -> Ticket:
-        """Accept a request. It runs, or waits, until it ends or is aborted."""
+    def submit(self, request: Request, sink: Sink, holder: bytes = b"") -> Ticket:
+        """Accept a request. It runs, or waits, until it ends or is aborted. `holder` hints at a node that may hold it already."""
         ...

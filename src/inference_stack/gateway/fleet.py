@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.1
 BEAT_SECONDS = 0.25
+BEATS_PER_SILENCE = 6
 
 
 class Connection:
@@ -182,9 +183,10 @@ class Fleet:
 
     async def _watch(self, connection: Connection) -> str:
         """Send beats, and look at what comes back, until it is bad; why."""
+        pause = min(BEAT_SECONDS, self._silence / BEATS_PER_SILENCE)
         while True:
             connection.outbox.put_nowait(connection.pulse.beat(self._clock.now()))
-            await self._clock.sleep(BEAT_SECONDS)
+            await self._clock.sleep(pause)
             if verdict := connection.pulse.verdict(self._clock.now()):
                 return verdict
 

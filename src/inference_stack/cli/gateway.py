@@ -1,0 +1,110 @@
+"""`istack gateway`: the HTTP side alone. Finds nodes, keeps a link to each, and may run as several processes on one port.
+
+istack gateway ─┬─ process: uvicorn ─ app ─ Fleet ═╗═ gRPC ═ node
+                └─ process: uvicorn ─ app ─ Fleet ═╝═ gRPC ═ node …
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+
+import uvloop
+from rich.console import Console
+from starlette.applications import Starlette
+
+from inference_stack.artifacts.files import ModelFiles
+from inference_stack.cli.compose import dispatch_limits, listen, placed
+from inference_stack.cli.http import GatewayServer
+from inference_stack.cli.models import fetch
+from inference_stack.cli.processes import Children
+from inference_stack.cluster.discovery import Discovery, sources
+from inference_stack.config.tree import Config, TlsConfig
+from inference_stack.core.errors import invalid
+from inference_stack.core.fleet import NodeState
+from inference_stack.core.seams import Link, SystemClock
+from inference_stack.frontend.load import load_frontend
+from inference_stack.gateway.app import create_app
+from inference_stack.gateway.connect import Connector
+from inference_stack.gateway.fleet import Fleet
+from inference_stack.telemetry.logs import set_up_logs
+from inference_stack.telemetry.metrics import Metrics
+from inference_stack.wire.grpc.dial import dial
+from inference_stack.wire.grpc.tls import Tls
+from inference_stack.wire.messages import FromNode, ToNode
+
+
+def tls_of(config: TlsConfig) -> Tls:
+    """The configuration's certificates, as the wire takes them."""
+    return Tls(ca=config.ca, cert=config.cert, key=config.key, insecure=config.insecure)
+
+
+class GatewayProcess:
+    """One process of a gateway."""
+
+    def __init__(self, config: Config, files: list[ModelFiles], name: str, console: Console) -> None:
+        self._config = placed(config, files)
+        self._files = files
+        self._console = console
+        self._clock = SystemClock()
+        self._log = set_up_logs(config.log.level, config.log.json, sys.stderr)
+        self._metrics = Metrics()
+        self._told = False
+        limits = dispatch_limits(config)
+        self._fleet = Fleet(name, limits, config.gateway.silence_seconds, self._clock, self._metrics, self._on_state)
+        self._tls = tls_of(config.tls)
+
+    async def run(self, sock: socket.socket) -> None:
+        """Serve until a signal ends it. Raises `InferenceError` when it cannot."""
+        config, clock = self._config, self._clock
+        connector = Connector(self._fleet, self._dial, clock)
+        discovery = Discovery(sources(config.gateway.nodes), config.gateway.refresh_seconds, clock, connector.nodes)
+        server = GatewayServer(self._app, self._fleet, config.server.drain_seconds)
+        tasks = [asyncio.create_task(self._fleet.run()), asyncio.create_task(discovery.run())]
+        try:
+            await server.run(sock)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await connector.close()
+
+    def _app(self) -> Starlette:
+        models = zip(self._config.models, self._files, strict=True)
+        frontends = {entry.name: load_frontend(one) for entry, one in models}
+        return create_app(self._fleet, frontends, self._config.server, self._clock, self._metrics, self._log)
+
+    async def _dial(self, address: str) -> Link[ToNode, FromNode]:
+        return await dial(address, self._tls)
+
+    def _on_state(self, state: NodeState) -> None:
+        if state.ready and not self._told:
+            self._told = True
+            names = ", ".join(sorted(info.name for info in state.models))
+            self._console.print(f"gateway is ready: [bold]{names}[/bold] on {state.node}")
+
+
+def serve_gateway(config: Config) -> None:
+    """Serve until interrupted. Raises `InferenceError` when it cannot."""
+    if not config.models:
+        raise invalid("no model is named; for example: istack gateway smollm2", param="models", code="invalid_config")
+    if not sources(config.gateway.nodes):
+        hint = "no nodes are named; for example: --gateway-nodes 127.0.0.1:7000"
+        raise invalid(hint, param="gateway.nodes", code="invalid_config")
+    console = Console(stderr=True)
+    files = fetch([entry.model for entry in config.models], config.cache_dir)
+    with listen(config) as sock:
+        host, port = sock.getsockname()[:2]
+        console.print(f"gateway listening on http://{host}:{port}/v1")
+        if config.gateway.processes == 1:
+            _run(config, files, console, sock)
+        else:
+            Children(config.gateway.processes, lambda number: _run(config, files, console, sock)).run()
+
+
+def _run(config: Config, files: list[ModelFiles], console: Console, sock: socket.socket) -> None:
+    name = f"{socket.gethostname()}-{os.getpid()}"
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(GatewayProcess(config, files, name, console).run(sock))

@@ -1,0 +1,71 @@
+"""When a link is dead: no sound, or beats that show that ours do not arrive; and when it only seems so."""
+
+from inference_stack.wire.messages import Beat, StepReport
+from inference_stack.wire.pulse import Pulse
+
+SILENCE = 1.5
+STEP = 0.25
+
+
+class Pair:
+    """Two ends on one clock; messages may be lost either way."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.ours, self.theirs = Pulse(SILENCE, 0.0), Pulse(SILENCE, 0.0)
+
+    def run(self, seconds: float, up: bool = True, down: bool = True) -> tuple[str | None, str | None]:
+        """Both beat for a while; the verdicts of both, the first of each."""
+        verdicts: list[str | None] = [None, None]
+        for _ in range(int(seconds / STEP)):
+            self.now += STEP
+            out, back = self.ours.beat(self.now), self.theirs.beat(self.now)
+            if up:
+                self.theirs.hear(out, self.now)
+            if down:
+                self.ours.hear(back, self.now)
+            for place, end in enumerate((self.ours, self.theirs)):
+                verdicts[place] = verdicts[place] or end.verdict(self.now)
+        return verdicts[0], verdicts[1]
+
+
+def test_a_healthy_link_is_left_alone() -> None:
+    assert Pair().run(60) == (None, None)
+
+
+def test_silence_is_noticed_by_both_ends() -> None:
+    pair = Pair()
+    pair.run(5)
+    ours, theirs = pair.run(3, up=False, down=False)
+    assert ours is not None and theirs is not None and "silent" in ours
+
+
+def test_a_cut_in_one_direction_is_noticed_by_both_ends() -> None:
+    for up in (False, True):
+        pair = Pair()
+        pair.run(5)
+        assert None not in pair.run(4, up=up, down=not up)
+
+
+def test_a_gap_shorter_than_the_limit_is_forgiven() -> None:
+    pair = Pair()
+    for _ in range(5):
+        assert pair.run(1, up=False, down=False) == (None, None)
+        assert pair.run(2) == (None, None)
+
+
+def test_other_messages_are_signs_of_life() -> None:
+    pulse = Pulse(SILENCE, 0.0)
+    for step in range(40):
+        pulse.hear(StepReport(deltas=()), step * STEP)
+        assert pulse.verdict(step * STEP) is None
+
+
+def test_who_overslept_does_not_blame_the_other() -> None:
+    pair = Pair()
+    pair.run(5)
+    pair.ours.beat(pair.now)
+    pair.now += 30
+    assert pair.ours.verdict(pair.now) is None
+    pair.theirs.hear(Beat(number=999, heard=0), pair.now)
+    assert pair.run(10) == (None, None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -34,7 +34,7 @@ class Stage:
         config = Config(node=NodeConfig(heartbeat_seconds=60, max_start_failures=2))
         self.supervisor = Supervisor(config, SystemClock(), self.reports.put_nowait, self.changed.set)
 
-    def spawn(self, engine: str) -> Spawned:
+    def spawn(self, engine: str, cores: Sequence[int] = ()) -> Spawned:
         ours, theirs = socket.socketpair()
         child = subprocess.Popen(["sleep", "600"])
         self.workers.put_nowait(Spawned(child, theirs))
@@ -82,7 +82,7 @@ async def die(link: StreamLink, child: subprocess.Popen[bytes]) -> None:
 async def test_requests_without_a_worker_come_back_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     async with stage(monkeypatch) as scene:
         await scene.worker()
-        await scene.supervisor.submit(submit("a", "b"))
+        scene.supervisor.submit(submit("a", "b"))
         lost = await scene.report()
         assert isinstance(lost, Lost) and lost.request_ids == ("a", "b") and not lost.present
 
@@ -94,9 +94,9 @@ async def test_requests_on_a_worker_that_dies_are_lost_and_finished_ones_are_not
         link, child, _ = await scene.worker()
         await link.send(READY)
         await scene.until("ready")
-        await scene.supervisor.submit(submit("done", "running", "aborted"))
+        scene.supervisor.submit(submit("done", "running", "aborted"))
         assert await link.receive() == submit("done", "running", "aborted")
-        await scene.supervisor.abort(("aborted",))
+        scene.supervisor.abort(("aborted",))
         assert await link.receive() == Abort(request_ids=("aborted",))
         await link.send(StepReport(deltas=(TokenDelta(request_id="done", finish=FinishReason.STOP),)))
         assert isinstance(await scene.report(), StepReport)
@@ -112,7 +112,7 @@ async def test_a_batch_that_a_hung_worker_never_read_is_lost_whole(monkeypatch: 
         link, child, _ = await scene.worker()
         await link.send(READY)
         await scene.until("ready")
-        sending = asyncio.create_task(scene.supervisor.submit(submit(*names, tokens=20_000)))
+        scene.supervisor.submit(submit(*names, tokens=20_000))
         await asyncio.sleep(0)
         await die(link, child)
         lost: list[str] = []
@@ -120,7 +120,6 @@ async def test_a_batch_that_a_hung_worker_never_read_is_lost_whole(monkeypatch: 
             report = await scene.report()
             assert isinstance(report, Lost)
             lost += report.request_ids
-        await sending
         assert sorted(lost) == sorted(names)
 
 
@@ -156,7 +155,7 @@ async def test_starts_that_come_to_nothing_end_in_failure(monkeypatch: pytest.Mo
 
 
 async def test_a_machine_that_cannot_spawn_fails_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(engine: str) -> Spawned:
+    def refuse(engine: str, cores: Sequence[int]) -> Spawned:
         raise OSError("out of processes")
 
     async with stage(monkeypatch) as scene:

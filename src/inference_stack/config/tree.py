@@ -160,7 +160,10 @@ class NodeConfig:
         "Model whose dimensions the simulated engine's times and KV memory are for, such as llama-3.1-8b; "
         "empty is the served model itself.",
     )
-    threads: int = knob(0, "CPU threads of a worker; 0 uses every core this process may run on.", low=0)
+    workers: int = knob(
+        1, "Worker processes, each with all models, on a set of its own of the cores this process may run on.", low=1
+    )
+    threads: int = knob(0, "CPU threads of a worker; 0 uses every core of its set.", low=0)
     heartbeat_seconds: float = knob(
         5.0, "A worker silent for this long is taken for hung, killed and replaced.", low=1.0
     )

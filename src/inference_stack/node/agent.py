@@ -1,81 +1,213 @@
-"""The agent of one machine: passes requests to its worker and tokens to its gateway, and tells of every change.
+"""The agent of one machine: passes gateways' requests to its workers and tokens to their owners, and tells of every change.
 
-It never looks into a request; what is lost with a worker is the gateway's to continue.
+    gateway A ═ link ═╗              ╔═ slot 0: supervisor ─ worker process
+    gateway B ═ link ═╬═ exchange ═══╬═ slot 1: supervisor ─ worker process
+       (gone) orphans ╝  placement   ╚═ …
+
+It looks at requests' identities, never at what they say; what is lost with a worker is its gateway's to continue.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import secrets
+from collections.abc import Coroutine
+from functools import partial
+from typing import Any, Final
 
 from inference_stack.config.tree import Config
 from inference_stack.core.fleet import NodeState
-from inference_stack.core.seams import Clock, Link, LinkClosed
+from inference_stack.core.seams import Clock, Link
+from inference_stack.node import devices, state
+from inference_stack.node.exchange import Exchange
+from inference_stack.node.gateways import GatewayLink
+from inference_stack.node.models import ModelChanges
+from inference_stack.node.orphans import Orphans
+from inference_stack.node.placement import Placement, Slot
 from inference_stack.node.spawn import Spawned
 from inference_stack.node.supervisor import Supervisor
-from inference_stack.wire.messages import Abort, FromNode, Submit, ToNode
+from inference_stack.wire.messages import (
+    Abort,
+    Attach,
+    DrainNode,
+    FromNode,
+    LoadModel,
+    Lost,
+    StepReport,
+    Submit,
+    ToNode,
+    UnloadModel,
+)
+
+log = logging.getLogger(__name__)
+
+HOUSEKEEPING_SECONDS: Final = 0.25
+DRAIN_LOOK_SECONDS: Final = 0.02
+FAREWELL_SECONDS: Final = 1.0
+"""How long gateways may take to read a node's last words."""
+SILENCE_FACTOR: Final = 2
+"""A node waits this many times longer than a gateway before it gives a link up: the gateway decides, and dials again."""
 
 
 class NodeAgent:
-    """Serves one gateway over `link` with the worker that it supervises; `first` is one that was spawned ahead."""
+    """Serves any number of gateways with the workers it supervises; `first` is one that was spawned ahead.
 
-    def __init__(
-        self,
-        name: str,
-        config: Config,
-        link: Link[FromNode, ToNode],
-        clock: Clock,
-        first: Spawned | None = None,
-    ) -> None:
+    Raises `InferenceError` when the machine has fewer cores than it shall have workers.
+    """
+
+    def __init__(self, name: str, config: Config, clock: Clock, first: Spawned | None = None) -> None:
+        node = config.node
         self._name = name
-        self._link = link
-        self._outbox: asyncio.Queue[FromNode] = asyncio.Queue()
-        self._supervisor = Supervisor(config, clock, self._outbox.put_nowait, self._tell_state, first)
+        self._clock = clock
+        self._boot = secrets.token_hex(8)
+        self._silence = config.gateway.silence_seconds * SILENCE_FACTOR
+        self._gpus = devices.gpu_ledger(devices.gpus())
+        sets = devices.core_sets(node.workers, node.threads, pinned=not node.simulated)
+        self._slots = tuple(
+            Slot(self._supervisor(config, number, cores, None if number else first))
+            for number, cores in enumerate(sets)
+        )
+        self._placement = Placement(self._slots, config.engine.max_batch_tokens)
+        self._exchange = Exchange(self._placement, Orphans(node.orphan_seconds), clock)
+        self._models = ModelChanges(config, self._slots, self._evacuate)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._drainage: asyncio.Task[None] | None = None
+
+    def _supervisor(self, config: Config, number: int, cores: devices.CoreSet, first: Spawned | None) -> Supervisor:
+        report, changed = partial(self._report, number), partial(self._changed, number)
+        return Supervisor(config, self._clock, report, changed, first, cores)
 
     async def run(self) -> None:
-        """Work until the gateway's link closes or the task is cancelled; the worker does not outlive it."""
+        """Keep workers alive until `stop`, or until the task is cancelled; no link and no worker outlives it."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._supervisor.run())
-                tasks.create_task(self._send_reports())
-                tasks.create_task(self._take_orders())
+                keeper = tasks.create_task(self._keep_house())
+                await asyncio.gather(*(slot.supervisor.run() for slot in self._slots))
+                keeper.cancel()
         finally:
-            await self._link.close()
+            for task in self._tasks:
+                task.cancel()
+            for link in list(self._exchange.links):
+                link.give_up("the node ends")
+
+    async def serve_link(self, link: Link[FromNode, ToNode], peer: str = "", watched: bool = True) -> None:
+        """Serve one gateway for as long as its link lives. `watched`: its silence means that it, or the way to it, is gone.
+
+        `peer` is who is at the other end as far as the transport knows, for logs.
+        """
+        gateway = GatewayLink(link, self._clock, self._silence if watched else None, peer)
+        try:
+            await gateway.serve(partial(self._obey, gateway))
+        finally:
+            self._exchange.left(gateway)
+
+    async def drain(self, seconds: float) -> None:
+        """Take nothing new; return when what gateways wait for has ended, or has been told to go elsewhere after `seconds`."""
+        self._exchange.refusing = True
+        self._tell_state()
+        until = self._clock.now() + seconds
+        while self._exchange.owned and self._clock.now() < until:
+            await self._clock.sleep(DRAIN_LOOK_SECONDS)
+        self._exchange.evacuate_all("drained")
 
     async def stop(self, seconds: float) -> None:
-        """Let running requests finish for up to `seconds`, then end the worker."""
-        await self._supervisor.stop(seconds)
+        """Let running requests finish for up to `seconds`, then end the workers. What was to be told is told before."""
+        await asyncio.gather(*(slot.supervisor.stop(seconds) for slot in self._slots))
+        until = self._clock.now() + FAREWELL_SECONDS
+        while not all(link.idle for link in self._exchange.links) and self._clock.now() < until:
+            await self._clock.sleep(DRAIN_LOOK_SECONDS)
 
-    async def _take_orders(self) -> None:
-        try:
-            while True:
-                await self._obey(await self._link.receive())
-        except LinkClosed:
-            await self._supervisor.stop(0)
+    def state(self) -> NodeState:
+        """The node's condition now."""
+        models = state.served(self._slots)
+        return NodeState(
+            node=self._name,
+            ready=bool(models) or any(slot.usable for slot in self._slots),
+            models=models,
+            workers=tuple(slot.supervisor.describe() for slot in self._slots),
+            ledgers=state.ledgers(self._slots, self._gpus),
+            error=state.failure(self._slots),
+            draining=self._exchange.refusing,
+            boot=self._boot,
+        )
 
-    async def _obey(self, message: ToNode) -> None:
+    # -- from gateways
+
+    def _obey(self, gateway: GatewayLink, message: ToNode) -> None:
         match message:
-            case Submit():
-                await self._supervisor.submit(message)
+            case Submit(requests=requests):
+                self._exchange.submit(gateway, requests)
             case Abort(request_ids=request_ids):
-                await self._supervisor.abort(request_ids)
+                self._exchange.abort(gateway, request_ids)
+            case Attach():
+                self._attached(gateway)
+            case DrainNode(seconds=seconds, undo=undo):
+                log.info("%s: %s", gateway.describe(), "drain no more" if undo else f"drain within {seconds:g} s")
+                self._drain_within(None if undo else seconds)
+            case LoadModel(model=model, name=name):
+                self._begin(self._models.load(model, name))
+            case UnloadModel(name=name):
+                self._begin(self._models.unload(name))
 
-    async def _send_reports(self) -> None:
-        try:
-            while True:
-                await self._link.send(await self._outbox.get())
-        except LinkClosed:
-            return
+    def _attached(self, gateway: GatewayLink) -> None:
+        """A gateway's process that attaches again has given its older link up, whatever that still looks like here."""
+        for other in list(self._exchange.links):
+            if other is not gateway and other.process == gateway.process:
+                other.give_up("attached anew")
+        self._exchange.links.add(gateway)
+        gateway.tell(self.state())
+
+    def _drain_within(self, seconds: float | None) -> None:
+        """Begin to drain, anew if it is doing so already; None: serve again."""
+        if self._drainage is not None:
+            self._drainage.cancel()
+            self._drainage = None
+        if seconds is not None:
+            self._drainage = self._begin(self.drain(seconds))
+        elif self._exchange.refusing:
+            self._exchange.refusing = False
+            self._tell_state()
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("an order of an administrator failed", exc_info=error)
+
+    # -- from workers
+
+    def _report(self, number: int, message: StepReport | Lost) -> None:
+        slot = self._slots[number]
+        if isinstance(message, StepReport):
+            self._exchange.step(slot, message)
+        else:
+            self._exchange.lost(slot, message)
+
+    def _changed(self, number: int) -> None:
+        """Gateways hear of a change before they hear of what it means for their requests."""
+        slot = self._slots[number]
+        if not slot.usable:
+            self._placement.forget(slot)
+        self._tell_state()
+        self._exchange.release()
+
+    def _evacuate(self, slot: Slot, reason: str) -> None:
+        self._tell_state()
+        self._exchange.evacuate(slot, reason)
 
     def _tell_state(self) -> None:
-        supervisor = self._supervisor
-        ready = supervisor.ready
-        self._outbox.put_nowait(
-            NodeState(
-                node=self._name,
-                ready=ready,
-                models=supervisor.condition.models if ready else (),
-                workers=(supervisor.describe(),),
-                ledgers=(supervisor.condition.ledger,) if ready else (),
-                error=supervisor.condition.error if supervisor.condition.state == "failed" else None,
-            )
-        )
+        if self._exchange.links:
+            told = self.state()
+            for link in self._exchange.links:
+                link.tell(told)
+
+    async def _keep_house(self) -> None:
+        while True:
+            await self._clock.sleep(HOUSEKEEPING_SECONDS)
+            self._exchange.expire()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from inference_stack.node.spawn import Spawned, spawn
@@ -20,9 +21,11 @@ class WorkerProcess:
         self.link = link
 
     @classmethod
-    async def start(cls, spawned: Spawned | None = None, engine: str = "native") -> WorkerProcess:
-        """A worker, which says `Hello` first: the one that was `spawned` already, or a new one with this `engine`."""
-        spawned = spawned or spawn(engine)
+    async def start(
+        cls, spawned: Spawned | None = None, engine: str = "native", cores: Sequence[int] = ()
+    ) -> WorkerProcess:
+        """A worker, which says `Hello` first: the one that was `spawned` already, or a new one with this `engine` on `cores`."""
+        spawned = spawned or spawn(engine, cores)
         return cls(spawned.child, await StreamLink.over(spawned.sock))
 
     @property

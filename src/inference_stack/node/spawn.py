@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -16,13 +19,27 @@ class Spawned:
     sock: socket.socket
 
 
-def spawn(engine: str = "native") -> Spawned:
+@contextmanager
+def _confined(cores: Sequence[int]) -> Iterator[None]:
+    """Children started inside are born on these cores: libraries size their thread pools by what they see when imported."""
+    if not cores or not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def spawn(engine: str = "native", cores: Sequence[int] = ()) -> Spawned:
     """Start a worker on an inherited socket pair: no port, no path, nobody else can connect. It ends when `sock` closes.
 
-    `engine`, native or simulated, tells it which libraries to import meanwhile.
+    `engine`, native or simulated, tells it which libraries to import meanwhile. It runs on these `cores` alone, if any are named.
     """
     ours, theirs = socket.socketpair()
-    with theirs:
+    with theirs, _confined(cores):
         child = subprocess.Popen(
             [sys.executable, "-m", "inference_stack.engine.worker", "--fd", str(theirs.fileno()), "--engine", engine],
             pass_fds=(theirs.fileno(),),

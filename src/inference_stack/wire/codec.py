@@ -28,6 +28,8 @@ MESSAGE_TYPES: tuple[type, ...] = (
     messages.Attach,
     messages.Beat,
     messages.DrainNode,
+    messages.LoadModel,
+    messages.UnloadModel,
     NodeState,
     StepPlan,
     StepResult,

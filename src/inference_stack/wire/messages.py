@@ -126,7 +126,25 @@ class DrainNode:
     undo: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadModel:
+    """Serve this model too: a path, a known name or a hub id, called `name` by requests (empty: its own name).
+
+    Workers restart one by one; their states' reasons tell of what went wrong, and then the old models are served on.
+    """
+
+    model: str
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnloadModel:
+    """Serve the model that requests call `name` no longer."""
+
+    name: str
+
+
 ToWorker = Configure | Submit | Abort | Drain
 FromWorker = Hello | Ready | StepReport | Heartbeat | Fatal
-ToNode = Attach | Submit | Abort | Beat | DrainNode
+ToNode = Attach | Submit | Abort | Beat | DrainNode | LoadModel | UnloadModel
 FromNode = StepReport | Lost | NodeState | Beat

@@ -5,7 +5,7 @@ Bytes that are no message, or one of a later version that this end does not know
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from google.protobuf.message import DecodeError
@@ -48,6 +48,14 @@ def parse(kind: Any, data: bytes) -> Any:
         raise ProtocolError(f"not a message: {error}") from error
 
 
+def _whole(decode: Callable[[Any], Sequence[Any]], envelope: Any) -> Sequence[Any]:
+    """What `decode` makes of a message. Raises `ProtocolError` for one whose fields do not fit together."""
+    try:
+        return decode(envelope)
+    except (ValueError, KeyError) as error:
+        raise ProtocolError(f"not a message: {error}") from error
+
+
 class GatewayEnd:
     """Sends `ToNode`, receives `FromNode`."""
 
@@ -78,7 +86,9 @@ class GatewayEnd:
 
     def decode(self, data: bytes) -> Sequence[Any]:
         """One message. Raises `ProtocolError`."""
-        envelope = parse(pb.FromNode, data)
+        return _whole(self._messages, parse(pb.FromNode, data))
+
+    def _messages(self, envelope: Any) -> Sequence[Any]:
         match envelope.WhichOneof("kind"):
             case "step_report":
                 return (decode_report(envelope.step_report, self.handles),)
@@ -121,7 +131,9 @@ class NodeEnd:
 
     def decode(self, data: bytes) -> Sequence[Any]:
         """The messages that are whole now. Raises `ProtocolError`."""
-        envelope = parse(pb.ToNode, data)
+        return _whole(self._messages, parse(pb.ToNode, data))
+
+    def _messages(self, envelope: Any) -> Sequence[Any]:
         match envelope.WhichOneof("kind"):
             case "submit":
                 return self._joiner.submit(envelope.submit)
@@ -139,4 +151,4 @@ class NodeEnd:
 
     def decode_part(self, data: bytes) -> Sequence[Any]:
         """The requests that are whole with this part of a prompt. Raises `ProtocolError`."""
-        return self._joiner.part(parse(pb.PromptPart, data))
+        return _whole(self._joiner.part, parse(pb.PromptPart, data))

@@ -41,6 +41,7 @@ class GrpcLink:
         self._tasks: set[asyncio.Task[None]] = set()
         self._over = asyncio.Event()
         self._closing = False
+        self._closes = asyncio.Lock()
 
     async def send(self, message: Any) -> None:
         """Deliver in order. Does not wait: a side that does not read is cut off when too much waits. Raises `LinkClosed`."""
@@ -60,16 +61,16 @@ class GrpcLink:
 
     async def close(self) -> None:
         """Both ends see `LinkClosed` from now on, the other one after what was sent before. Idempotent."""
-        if not self._closing and self.reason is None:
-            self._closing = True
-            flush = asyncio.create_task(self._outbox.flushed())
-            await asyncio.wait([flush, *self._tasks], timeout=FLUSH_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-            flush.cancel()
+        self._closing = True
+        async with self._closes:
+            if self.reason is None:
+                flush = asyncio.create_task(self._outbox.flushed())
+                await asyncio.wait([flush, *self._tasks], timeout=FLUSH_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                flush.cancel()
             if self.reason is None:
                 await self._hang_up()
-        self._closing = True
-        self.finish(ENDED)
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+            self.finish(ENDED)
+            await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _hang_up(self) -> None:
         """Tell the other side, once all is sent. The end of a node's call tells it by itself."""
@@ -112,8 +113,8 @@ class GrpcLink:
             self.finish(error.details() or error.code().name)
         except (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError) as error:
             self.finish(f"the connection is gone ({type(error).__name__})")
-        except (ProtocolError, ValueError, KeyError) as error:
-            self.finish(f"what came is no message: {error}")
+        except ProtocolError as error:
+            self.finish(f"what came makes no sense: {error}")
 
     async def _read(self, read: Callable[[], Awaitable[Any]], decode: Callable[[bytes], Sequence[Any]]) -> None:
         while True:

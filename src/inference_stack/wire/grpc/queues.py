@@ -76,8 +76,8 @@ class Outbox:
                 self._idle.set()
                 self._wake.clear()
                 await self._wake.wait()
-            if self._last_deltas > BUSY_DELTAS and (pause := self._last + JOIN_SECONDS - loop.time()) > 0:
-                await asyncio.sleep(pause)
+            if self._last_deltas > BUSY_DELTAS and (rest := self._last + JOIN_SECONDS - loop.time()) > 0:
+                await _pause(rest)
             self._last = loop.time()
             await write(self._next())
 
@@ -102,6 +102,10 @@ class Outbox:
         item, size = self._queue.popleft()
         self._bytes -= size
         return item
+
+
+async def _pause(seconds: float) -> None:
+    await asyncio.sleep(seconds)
 
 
 class Inbox:

@@ -22,6 +22,8 @@ from inference_stack.wire.messages import WIRE_VERSION, FromNode, ToNode
 
 HELLO_SECONDS: Final = 10.0
 """How long a new peer may take for its first words."""
+STOP_SECONDS: Final = 1.0
+"""How long calls may take to end once their links are closed."""
 OnLink = Callable[[Link[FromNode, ToNode], str], Awaitable[None]]
 
 log = logging.getLogger(__name__)
@@ -74,7 +76,7 @@ class LinkServer:
         """Close every link, wait for what serves it, and listen no more."""
         await asyncio.gather(*(link.close() for link, _, _ in list(self._links.values())))
         await asyncio.gather(*self._served)
-        await self._server.stop(grace=0)
+        await self._server.stop(grace=STOP_SECONDS)
 
     async def _talk(self, _: Any, context: Any) -> None:
         """One gateway's main stream."""

@@ -1,0 +1,166 @@
+"""What every link between a gateway and a node does, in memory or over gRPC."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from inference_stack.core.fleet import NodeState
+from inference_stack.core.request import Continuation, FinishReason, Request, SamplingParams
+from inference_stack.core.seams import LinkClosed
+from inference_stack.core.step import TokenDelta
+from inference_stack.wire.messages import Abort, Attach, Beat, DrainNode, Lost, StepReport, Submit
+from tests.wire import strategies
+from tests.wire.conftest import Pair
+
+Connect = Callable[..., Awaitable[Pair]]
+
+
+def request(name: str, length: int = 3, attempt: int = 0) -> Request:
+    known = Continuation(prompt=tuple(range(length)), params=SamplingParams(), seed=1, emitted=(7,))
+    return Request(id=name, model="m", continuation=known, attempt=attempt)
+
+
+def submit(*requests: Request) -> Submit:
+    return Submit(requests=requests)
+
+
+async def received(link: Any, count: int) -> list[Any]:
+    return [await link.receive() for _ in range(count)]
+
+
+async def test_messages_come_in_order_both_ways(pair: Pair) -> None:
+    gateway, node = pair
+    down = [Attach(wire_version=1, gateway="g", boot="b"), submit(request("a")), Abort(request_ids=("a",))]
+    up = [NodeState(node="n", ready=True), Lost(request_ids=("a",), reason="r", present=False), Beat(number=1, heard=2)]
+    for one, other in zip([*down, DrainNode(seconds=1.0)], [*up, NodeState(node="n", ready=False)], strict=True):
+        await gateway.send(one)
+        await node.send(other)
+    assert await received(node, 4) == [*down, DrainNode(seconds=1.0)]
+    assert await received(gateway, 4) == [*up, NodeState(node="n", ready=False)]
+
+
+async def test_tokens_come_in_order_however_they_are_joined(pair: Pair) -> None:
+    gateway, node = pair
+    await gateway.send(submit(request("a"), request("b")))
+    for step in range(500):
+        await node.send(StepReport(deltas=(TokenDelta("a", 0, (step,)), TokenDelta("b", 0, (step, step)))))
+    await node.send(Lost(request_ids=("b",), reason="", present=True))
+    seen: dict[str, list[int]] = {"a": [], "b": []}
+    while isinstance(message := await gateway.receive(), StepReport):
+        for delta in message.deltas:
+            seen[delta.request_id] += delta.tokens
+    assert seen == {"a": list(range(500)), "b": [step for step in range(500) for _ in range(2)]}
+    assert message == Lost(request_ids=("b",), reason="", present=True)
+
+
+@pytest.mark.parametrize("closing", [0, 1], ids=["gateway", "node"])
+async def test_both_ends_see_the_end_after_what_was_sent(pair: Pair, closing: int) -> None:
+    here, there = pair[closing], pair[1 - closing]
+    for number in range(50):
+        await here.send(Beat(number=number, heard=0))
+    await asyncio.gather(here.close(), here.close())
+    assert await received(there, 50) == [Beat(number=number, heard=0) for number in range(50)]
+    for end in (here, there):
+        with pytest.raises(LinkClosed):
+            await end.receive()
+    for end in (here, there):
+        with pytest.raises(LinkClosed):
+            await end.send(Beat(number=0, heard=0))
+
+
+async def test_a_receiver_that_waits_is_told_when_the_link_ends(pair: Pair) -> None:
+    gateway, node = pair
+    waiting = asyncio.create_task(gateway.receive())
+    await asyncio.sleep(0)
+    await node.close()
+    with pytest.raises(LinkClosed):
+        await waiting
+
+
+async def test_giving_up_on_a_message_loses_nothing(pair: Pair) -> None:
+    gateway, node = pair
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(gateway.receive(), 0.01)
+    await node.send(Beat(number=1, heard=0))
+    assert await gateway.receive() == Beat(number=1, heard=0)
+
+
+async def test_a_prompt_of_a_million_tokens_arrives_whole(pair: Pair) -> None:
+    gateway, node = pair
+    big = request("big", 1_000_000)
+    await gateway.send(submit(request("small"), big))
+    assert await node.receive() == submit(request("small"), big)
+
+
+async def test_a_new_attempt_comes_after_the_earlier_one(pair: Pair) -> None:
+    gateway, node = pair
+    first, second = submit(request("a", 300_000)), submit(request("a", 3, attempt=1))
+    await gateway.send(first)
+    await gateway.send(second)
+    assert await received(node, 2) == [first, second]
+
+
+async def test_beats_and_aborts_pass_a_huge_prompt(connect: Connect) -> None:
+    gateway, node = await connect()
+    await gateway.send(submit(request("big", 1_000_000)))
+    await gateway.send(submit(request("small")))
+    await gateway.send(Beat(number=1, heard=0))
+    assert [type(message) for message in await received(node, 3)] == [Submit, Beat, Submit]
+
+
+async def test_an_abort_drops_a_prompt_under_way(connect: Connect) -> None:
+    gateway, node = await connect()
+    await gateway.send(submit(request("gone", 1_000_000), request("kept", 500_000)))
+    await gateway.send(Abort(request_ids=("gone",)))
+    assert await received(node, 2) == [Abort(request_ids=("gone",)), submit(request("kept", 500_000))]
+
+
+async def test_an_aborted_prompt_leaves_the_way_free_for_the_next_attempt(connect: Connect) -> None:
+    gateway, node = await connect()
+    again = submit(request("a", 200_000, attempt=1))
+    await gateway.send(submit(request("a", 1_000_000)))
+    await gateway.send(Abort(request_ids=("a",)))
+    await gateway.send(again)
+    assert await received(node, 2) == [Abort(request_ids=("a",)), again]
+
+
+async def test_a_gateway_that_does_not_read_is_cut_off_and_others_go_on(connect: Connect) -> None:
+    slow, slow_node = await connect(backlog=1 << 20)
+    good, good_node = await connect()
+    report = StepReport(deltas=tuple(TokenDelta(str(n), 0, tuple(range(100))) for n in range(500)))
+    with pytest.raises(LinkClosed, match="does not read"):
+        for _ in range(2_000):
+            await slow_node.send(report)
+            await asyncio.sleep(0)
+    await good_node.send(report)
+    assert await good.receive() == report
+    with pytest.raises(LinkClosed):
+        while True:
+            await slow.receive()
+
+
+async def test_finished_requests_of_a_node_are_forgotten_by_both_ends(connect: Connect) -> None:
+    gateway, node = await connect()
+    for name in map(str, range(50)):
+        await gateway.send(submit(request(name)))
+        await node.receive()
+        last = StepReport(deltas=(TokenDelta(name, 0, (1,), finish=FinishReason.STOP),))
+        await node.send(last)
+        assert await gateway.receive() == last
+    assert not gateway._end.handles.live and not node._end.handles.live
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(requests=st.lists(strategies.requests, max_size=3), report=strategies.reports, state=strategies.states)
+async def test_every_field_survives(pair: Pair, requests: list[Request], report: StepReport, state: NodeState) -> None:
+    gateway, node = pair
+    asked = submit(*requests)
+    await gateway.send(asked)
+    assert await node.receive() == asked
+    await node.send(report)
+    await node.send(state)
+    assert await received(gateway, 2) == [report, state]

@@ -19,10 +19,11 @@ from rich.console import Console
 from starlette.applications import Starlette
 
 from inference_stack.artifacts.files import ModelFiles
+from inference_stack.cli.admin_server import admin_server
 from inference_stack.cli.http import GatewayServer
 from inference_stack.cli.ledger import print_ledger
-from inference_stack.cli.models import fetch
-from inference_stack.config.tree import Config, ModelEntry
+from inference_stack.cli.models import fetch, placed
+from inference_stack.config.tree import Config
 from inference_stack.core.errors import ErrorInfo, invalid, unavailable
 from inference_stack.core.fleet import NodeState
 from inference_stack.core.seams import SystemClock
@@ -38,18 +39,6 @@ from inference_stack.telemetry.startup import process_start
 from inference_stack.wire.memory import memory_pair
 
 WORKER_STOP_SECONDS = 2.0
-
-
-def placed(config: Config, files: list[ModelFiles]) -> Config:
-    """The configuration with every model at its place on disk, under the name that requests use. Raises on equal names."""
-    entries = [
-        ModelEntry(model=str(one.weights[0] if one.kind == "gguf" else one.root), name=entry.name or one.name)
-        for entry, one in zip(config.models, files, strict=True)
-    ]
-    names = [entry.name for entry in entries]
-    if len(set(names)) < len(names):
-        raise invalid(f"two models are called {max(names, key=names.count)!r}; name them apart with NAME=MODEL")
-    return replace(config, models=tuple(entries))
 
 
 def dispatch_limits(config: Config) -> Limits:
@@ -175,5 +164,5 @@ async def serve(config: Config, console: Console, worker: Spawned) -> None:
         stack.on_state(Announcer(console, clock, started, url, config.node.simulated))
         server = GatewayServer(stack.app, stack.fleet, config.server.drain_seconds)
         stack.on_state(server.watch)
-        async with stack.running(server.fail):
+        async with stack.running(server.fail), admin_server(stack.fleet, config.admin, clock):
             await server.run(sock)

@@ -16,9 +16,10 @@ from rich.console import Console
 from starlette.applications import Starlette
 
 from inference_stack.artifacts.files import ModelFiles
-from inference_stack.cli.compose import dispatch_limits, listen, placed
+from inference_stack.cli.admin_server import admin_server
+from inference_stack.cli.compose import dispatch_limits, listen
 from inference_stack.cli.http import GatewayServer
-from inference_stack.cli.models import fetch
+from inference_stack.cli.models import fetch, placed
 from inference_stack.cli.processes import Children
 from inference_stack.cluster.discovery import Discovery, sources
 from inference_stack.config.tree import Config, TlsConfig
@@ -64,7 +65,8 @@ class GatewayProcess:
         server = GatewayServer(self._app, self._fleet, config.server.drain_seconds)
         tasks = [asyncio.create_task(self._fleet.run()), asyncio.create_task(discovery.run())]
         try:
-            await server.run(sock)
+            async with admin_server(self._fleet, config.admin, clock):
+                await server.run(sock)
         finally:
             for task in tasks:
                 task.cancel()

@@ -12,7 +12,9 @@ from typing import Annotated
 
 import typer
 
+from inference_stack.cli.admin import drain, nodes
 from inference_stack.cli.bench.command import bench
+from inference_stack.cli.certs import certs
 from inference_stack.cli.evaluate import evaluate
 from inference_stack.cli.options import ConfigFile, with_settings
 from inference_stack.cli.quantize import quantize
@@ -36,6 +38,7 @@ app.command()(quantize)
 app.command()(evaluate)
 app.command()(simulate)
 app.command()(replay)
+app.command()(certs)
 
 Models = Annotated[
     list[str] | None,
@@ -74,6 +77,15 @@ def gateway(settings: list[Given], models: Models = None, config: ConfigFile = N
 
 
 @app.command()
+@with_settings()
+def node(settings: list[Given], models: Models = None, config: ConfigFile = None) -> None:
+    """Run models on this machine for gateways that dial in."""
+    from inference_stack.cli.serve import serve_node
+
+    serve_node(_configure(config, models, settings))
+
+
+@app.command()
 def run(
     model: Annotated[
         str,
@@ -95,6 +107,10 @@ def run(
 
     options = Options(model=model, system=system, max_tokens=max_tokens, temperature=temperature, seed=seed)
     raise typer.Exit(run_chat(options, prompt, url, config))
+
+
+app.command()(nodes)
+app.command()(drain)
 
 
 @app.command()

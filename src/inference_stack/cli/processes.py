@@ -30,8 +30,8 @@ class Children:
 
     def run(self) -> None:
         """Until a signal ends them, or all of them ended well. A second signal is passed on too."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._pass_on)
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, self._pass_on)
         for number in range(self._count):
             self._start(number)
         while self._numbers:

@@ -102,6 +102,10 @@ class Dispatcher:
         """The same, by the keys they were attached with."""
         return {node.key: node.state for node in self._nodes if node.linked and node.state is not None}
 
+    def flights(self) -> list[Flight]:
+        """Every request that waits or runs."""
+        return [*self._waiting.values(), *(flight for node in self._nodes for flight in node.running.values())]
+
     @property
     def idle(self) -> bool:
         """Whether no request is waiting or running."""
@@ -140,7 +144,7 @@ class Dispatcher:
 
     def fail_all(self, error: ErrorInfo) -> None:
         """End every stream with `error`; for the end of a drain."""
-        for flight in [*self._waiting.values(), *self._flights()]:
+        for flight in self.flights():
             flight.fail(error)
             self._given_up(flight)
 
@@ -357,9 +361,6 @@ class Dispatcher:
             node.left_behind = waiting
             if void:
                 self._orders.stop(node.key, void)
-
-    def _flights(self) -> list[Flight]:
-        return [flight for node in self._nodes for flight in node.running.values()]
 
     def _all_broken(self) -> ErrorInfo | None:
         """Why nothing will ever be served, once every node in reach has given up."""

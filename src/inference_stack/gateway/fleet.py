@@ -106,6 +106,10 @@ class Fleet:
             connection.outbox.put_nowait(message)
         return connection is not None
 
+    def flights(self) -> list[Flight]:
+        """Every request that waits or runs."""
+        return self._dispatcher.flights()
+
     def keys(self) -> dict[str, NodeState]:
         """The nodes that can be reached, by the key that `tell` takes."""
         return self._dispatcher.nodes_by_key()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -17,6 +18,8 @@ from inference_stack.artifacts.files import Progress as Report
 from inference_stack.artifacts.resolve import resolve
 from inference_stack.config.load import load
 from inference_stack.config.sizes import format_size
+from inference_stack.config.tree import Config, ModelEntry
+from inference_stack.core.errors import invalid
 
 
 @contextmanager
@@ -49,6 +52,18 @@ def fetch(models: Iterable[str], cache_dir: str) -> list[ModelFiles]:
 def fetch_configured(model: str, config: Path | None) -> ModelFiles:
     """`fetch` one model into the cache that the configuration names."""
     return fetch([model], load(config, os.environ).cache_dir)[0]
+
+
+def placed(config: Config, files: list[ModelFiles]) -> Config:
+    """The configuration with every model at its place on disk, under the name that requests use. Raises on equal names."""
+    entries = [
+        ModelEntry(model=str(one.weights[0] if one.kind == "gguf" else one.root), name=entry.name or one.name)
+        for entry, one in zip(config.models, files, strict=True)
+    ]
+    names = [entry.name for entry in entries]
+    if len(set(names)) < len(names):
+        raise invalid(f"two models are called {max(names, key=names.count)!r}; name them apart with NAME=MODEL")
+    return replace(config, models=tuple(entries))
 
 
 def pull_models(models: list[str], cache_dir: str) -> None:

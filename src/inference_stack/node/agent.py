@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Final
 
@@ -52,11 +52,20 @@ SILENCE_FACTOR: Final = 2
 
 class NodeAgent:
     """Serves any number of gateways with the workers it supervises; `first` is one that was spawned ahead.
+    `on_state` hears of every change, as gateways do.
 
     Raises `InferenceError` when the machine has fewer cores than it shall have workers.
     """
 
-    def __init__(self, name: str, config: Config, clock: Clock, first: Spawned | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        config: Config,
+        clock: Clock,
+        first: Spawned | None = None,
+        on_state: Callable[[NodeState], None] = lambda state: None,
+    ) -> None:
+        self._on_state = on_state
         node = config.node
         self._name = name
         self._clock = clock
@@ -202,10 +211,10 @@ class NodeAgent:
         self._exchange.evacuate(slot, reason)
 
     def _tell_state(self) -> None:
-        if self._exchange.links:
-            told = self.state()
-            for link in self._exchange.links:
-                link.tell(told)
+        told = self.state()
+        self._on_state(told)
+        for link in self._exchange.links:
+            link.tell(told)
 
     async def _keep_house(self) -> None:
         while True:

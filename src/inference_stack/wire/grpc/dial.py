@@ -27,20 +27,23 @@ async def dial(
     address: str,
     tls: Tls | None = None,
     *,
+    server_name: str = "",
     wire_version: int = WIRE_VERSION,
     timeout: float = DIAL_SECONDS,
     backlog: int = BACKLOG_BYTES,
 ) -> Link[ToNode, FromNode]:
-    """A new link to the node at HOST:PORT; the first message on it shall be `Attach`. `backlog`: bytes that may wait to be sent.
+    """A new link to the node at HOST:PORT; the first message on it shall be `Attach`. The node's certificate must be for HOST, or
+    for `server_name` where HOST is only one of the addresses of that name. `backlog`: bytes that may wait to be sent.
 
     Raises `LinkClosed`, with the reason, for a node that cannot be reached, does not answer within `timeout` seconds or is not
     trusted; `InferenceError` when trying again is of no use: certificates missing, or versions too far apart (`wire_version`).
     """
     credentials = client_credentials(address, tls or Tls())
+    options = [*CHANNEL_OPTIONS, *([("grpc.ssl_target_name_override", server_name)] if server_name else [])]
     channel = (
         grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
         if credentials is None
-        else grpc.aio.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
+        else grpc.aio.secure_channel(address, credentials, options=options)
     )
     try:
         return await asyncio.wait_for(_open(channel, address, wire_version, backlog), timeout)

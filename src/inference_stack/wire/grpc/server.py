@@ -76,7 +76,8 @@ class LinkServer:
         """Close every link, wait for what serves it, and listen no more."""
         await asyncio.gather(*(link.close() for link, _, _ in list(self._links.values())))
         await asyncio.gather(*self._served)
-        await self._server.stop(grace=STOP_SECONDS)
+        if self._server is not None:
+            await self._server.stop(grace=STOP_SECONDS)
 
     async def _talk(self, _: Any, context: Any) -> None:
         """One gateway's main stream."""

@@ -17,13 +17,15 @@ from inference_stack.wire.grpc.handles import Handles
 from inference_stack.wire.grpc.mirror import Mirror
 from inference_stack.wire.grpc.prompts import Joiner, PromptSender
 from inference_stack.wire.grpc.reports import decode_report, encode_report
-from inference_stack.wire.messages import Abort, Attach, Beat, DrainNode, Lost, StepReport, Submit
+from inference_stack.wire.messages import Abort, Attach, Beat, DrainNode, LoadModel, Lost, StepReport, Submit, UnloadModel
 
 pb: Any = fleet_pb2
 _attach = Mirror(Attach, pb.Attach)
 _abort = Mirror(Abort, pb.Abort)
 _beat = Mirror(Beat, pb.Beat)
 _drain = Mirror(DrainNode, pb.DrainNode)
+_load = Mirror(LoadModel, pb.LoadModel)
+_unload = Mirror(UnloadModel, pb.UnloadModel)
 _lost = Mirror(Lost, pb.Lost)
 _state = Mirror(NodeState, pb.NodeState)
 
@@ -82,6 +84,10 @@ class GatewayEnd:
                 return pb.ToNode(attach=_attach.to_proto(message))
             case DrainNode():
                 return pb.ToNode(drain_node=_drain.to_proto(message))
+            case LoadModel():
+                return pb.ToNode(load_model=_load.to_proto(message))
+            case UnloadModel():
+                return pb.ToNode(unload_model=_unload.to_proto(message))
         raise TypeError(f"gateways do not send {type(message).__name__}")
 
     def decode(self, data: bytes) -> Sequence[Any]:
@@ -147,6 +153,10 @@ class NodeEnd:
                 return (_attach.from_proto(envelope.attach),)
             case "drain_node":
                 return (_drain.from_proto(envelope.drain_node),)
+            case "load_model":
+                return (_load.from_proto(envelope.load_model),)
+            case "unload_model":
+                return (_unload.from_proto(envelope.unload_model),)
         return ()  # a kind that a later version has added
 
     def decode_part(self, data: bytes) -> Sequence[Any]:

@@ -10,7 +10,7 @@ import pytest
 
 from inference_stack.core.errors import InferenceError
 from inference_stack.core.seams import SystemClock
-from inference_stack.gateway.admin import admin_app, read_token
+from inference_stack.gateway.admin import admin_app, read_token, requests_json
 from inference_stack.gateway.audit import Audit
 from inference_stack.gateway.fleet import Fleet
 from inference_stack.wire.memory import MemoryLink
@@ -24,7 +24,12 @@ async def house(path: Path, token: bytes = b"") -> AsyncIterator[tuple[httpx.Asy
     """The API over a gateway with one node, `n`."""
     gateway = fleet()
     async with linked(gateway, watched=False) as node:
-        app = admin_app(gateway, SystemClock(), token, Audit(str(path / "audit"), SystemClock()))
+        clock = SystemClock()
+
+        async def requests() -> list[bytes]:
+            return [requests_json(gateway, clock)]
+
+        app = admin_app(gateway, token, Audit(str(path / "audit"), clock), requests)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://admin/admin/v1") as http:
             yield http, gateway, node
 

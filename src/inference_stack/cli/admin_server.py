@@ -16,7 +16,7 @@ import uvicorn
 from inference_stack.config.tree import AdminConfig
 from inference_stack.core.errors import invalid
 from inference_stack.core.seams import Clock
-from inference_stack.gateway.admin import admin_app, read_token
+from inference_stack.gateway.admin import Requests, admin_app, read_token
 from inference_stack.gateway.audit import Audit
 from inference_stack.gateway.fleet import Fleet
 from inference_stack.wire.grpc.tls import is_loopback
@@ -31,7 +31,7 @@ class _Quiet(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def admin_server(fleet: Fleet, config: AdminConfig, clock: Clock) -> AsyncIterator[None]:
+async def admin_server(fleet: Fleet, config: AdminConfig, clock: Clock, requests: Requests) -> AsyncIterator[None]:
     """Serves the administrators' API inside, where the configuration has a port for it. Raises `InferenceError`."""
     if not config.port:
         yield
@@ -40,7 +40,7 @@ async def admin_server(fleet: Fleet, config: AdminConfig, clock: Clock) -> Async
     if not token and not is_loopback(f"{config.host}:{config.port}"):
         problem = f"the administrators' API on {config.host} needs --admin-token"
         raise invalid(problem, param="admin.token", code="invalid_config")
-    app = admin_app(fleet, clock, token, Audit(config.audit, clock))
+    app = admin_app(fleet, token, Audit(config.audit, clock), requests)
     with _listen(config) as sock:
         settings = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", server_header=False)
         server = _Quiet(settings)

@@ -29,8 +29,10 @@ from inference_stack.core.fleet import NodeState
 from inference_stack.core.seams import SystemClock
 from inference_stack.dispatch.dispatcher import Limits
 from inference_stack.frontend.load import load_frontend
+from inference_stack.gateway.admin import requests_json
 from inference_stack.gateway.app import create_app
 from inference_stack.gateway.fleet import Fleet
+from inference_stack.gateway.resume import resume_secret
 from inference_stack.node.agent import NodeAgent
 from inference_stack.node.spawn import Spawned
 from inference_stack.telemetry.logs import set_up_logs
@@ -90,6 +92,7 @@ class Stack:
         self._clock = clock
         self._log = log
         self._metrics = Metrics()
+        self._secret = resume_secret(config.gateway.resume_key)
         self._link, self._node_link = memory_pair()
         limits = dispatch_limits(config)
         self.fleet = Fleet("local", limits, config.gateway.silence_seconds, clock, self._metrics, self._on_state)
@@ -105,11 +108,17 @@ class Stack:
         for listener in self._listeners:
             listener(state)
 
+    async def requests(self) -> list[bytes]:
+        """The requests in flight, for administrators."""
+        return [requests_json(self.fleet, self._clock)]
+
     def app(self) -> Starlette:
         """The HTTP application, with every model's tokenizer and template."""
         models = zip(self.config.models, self._files, strict=True)
         frontends = {entry.name: load_frontend(one) for entry, one in models}
-        return create_app(self.fleet, frontends, self.config.server, self._clock, self._metrics, self._log)
+        return create_app(
+            self.fleet, frontends, self.config.server, self._clock, self._metrics, self._log, self._secret
+        )
 
     @asynccontextmanager
     async def running(self, failed: Callable[[ErrorInfo], None]) -> AsyncIterator[None]:
@@ -164,5 +173,5 @@ async def serve(config: Config, console: Console, worker: Spawned) -> None:
         stack.on_state(Announcer(console, clock, started, url, config.node.simulated))
         server = GatewayServer(stack.app, stack.fleet, config.server.drain_seconds)
         stack.on_state(server.watch)
-        async with stack.running(server.fail), admin_server(stack.fleet, config.admin, clock):
+        async with stack.running(server.fail), admin_server(stack.fleet, config.admin, clock, stack.requests):
             await server.run(sock)

@@ -10,6 +10,10 @@ import asyncio
 import os
 import socket
 import sys
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import uvloop
 from rich.console import Console
@@ -21,16 +25,20 @@ from inference_stack.cli.compose import dispatch_limits, listen
 from inference_stack.cli.http import GatewayServer
 from inference_stack.cli.models import fetch, placed
 from inference_stack.cli.processes import Children
+from inference_stack.cli.siblings import Siblings
 from inference_stack.cluster.discovery import Discovery, sources
 from inference_stack.config.tree import Config, TlsConfig
 from inference_stack.core.errors import invalid
 from inference_stack.core.fleet import NodeState
 from inference_stack.core.seams import Link, SystemClock
 from inference_stack.frontend.load import load_frontend
+from inference_stack.gateway.admin import requests_json
 from inference_stack.gateway.app import create_app
 from inference_stack.gateway.connect import Connector
 from inference_stack.gateway.fleet import Fleet
+from inference_stack.gateway.resume import resume_secret
 from inference_stack.telemetry.logs import set_up_logs
+from inference_stack.telemetry.merge import merged
 from inference_stack.telemetry.metrics import Metrics
 from inference_stack.wire.grpc.dial import dial
 from inference_stack.wire.grpc.tls import Tls
@@ -42,11 +50,24 @@ def tls_of(config: TlsConfig) -> Tls:
     return Tls(ca=config.ca, cert=config.cert, key=config.key, insecure=config.insecure)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Which of how many processes this is, and the folder where they meet; None for one alone."""
+
+    number: int = 0
+    count: int = 1
+    folder: Path | None = None
+
+
 class GatewayProcess:
     """One process of a gateway."""
 
-    def __init__(self, config: Config, files: list[ModelFiles], name: str, console: Console) -> None:
+    def __init__(
+        self, config: Config, files: list[ModelFiles], secret: bytes, name: str, console: Console, place: Place
+    ) -> None:
         self._config = placed(config, files)
+        self._secret = secret
+        self._place = place
         self._files = files
         self._console = console
         self._clock = SystemClock()
@@ -56,6 +77,8 @@ class GatewayProcess:
         limits = dispatch_limits(config)
         self._fleet = Fleet(name, limits, config.gateway.silence_seconds, self._clock, self._metrics, self._on_state)
         self._tls = tls_of(config.tls)
+        answers = {"metrics": self._metrics.render, "requests": lambda: requests_json(self._fleet, self._clock)}
+        self._siblings = Siblings(place.folder, place.number, place.count, answers) if place.folder else None
 
     async def run(self, sock: socket.socket) -> None:
         """Serve until a signal ends it. Raises `InferenceError` when it cannot."""
@@ -65,7 +88,11 @@ class GatewayProcess:
         server = GatewayServer(self._app, self._fleet, config.server.drain_seconds)
         tasks = [asyncio.create_task(self._fleet.run()), asyncio.create_task(discovery.run())]
         try:
-            async with admin_server(self._fleet, config.admin, clock):
+            async with AsyncExitStack() as beside:
+                if self._siblings is not None:
+                    await beside.enter_async_context(self._siblings.listening())
+                if self._place.number == 0:
+                    await beside.enter_async_context(admin_server(self._fleet, config.admin, clock, self._requests))
                 await server.run(sock)
         finally:
             for task in tasks:
@@ -76,7 +103,22 @@ class GatewayProcess:
     def _app(self) -> Starlette:
         models = zip(self._config.models, self._files, strict=True)
         frontends = {entry.name: load_frontend(one) for entry, one in models}
-        return create_app(self._fleet, frontends, self._config.server, self._clock, self._metrics, self._log)
+        app = create_app(
+            self._fleet, frontends, self._config.server, self._clock, self._metrics, self._log, self._secret
+        )
+        if self._siblings is not None:
+            app.state.gateway.scrape = self._scrape
+        return app
+
+    async def _scrape(self) -> bytes:
+        """The metrics of all processes."""
+        return self._metrics.render() if self._siblings is None else merged(await self._siblings.ask_all("metrics"))
+
+    async def _requests(self) -> list[bytes]:
+        """The requests in flight of all processes, each a JSON list."""
+        if self._siblings is None:
+            return [requests_json(self._fleet, self._clock)]
+        return list((await self._siblings.ask_all("requests")).values())
 
     async def _dial(self, address: str) -> Link[ToNode, FromNode]:
         return await dial(address, self._tls)
@@ -97,16 +139,24 @@ def serve_gateway(config: Config) -> None:
         raise invalid(hint, param="gateway.nodes", code="invalid_config")
     console = Console(stderr=True)
     files = fetch([entry.model for entry in config.models], config.cache_dir)
+    secret = resume_secret(config.gateway.resume_key)
     with listen(config) as sock:
         host, port = sock.getsockname()[:2]
         console.print(f"gateway listening on http://{host}:{port}/v1")
         if config.gateway.processes == 1:
-            _run(config, files, console, sock)
-        else:
-            Children(config.gateway.processes, lambda number: _run(config, files, console, sock)).run()
+            _run(config, files, secret, console, sock, Place())
+            return
+        with TemporaryDirectory(prefix="istack-") as folder:
+
+            def work(number: int) -> None:
+                _run(config, files, secret, console, sock, Place(number, config.gateway.processes, Path(folder)))
+
+            Children(config.gateway.processes, work).run()
 
 
-def _run(config: Config, files: list[ModelFiles], console: Console, sock: socket.socket) -> None:
+def _run(
+    config: Config, files: list[ModelFiles], secret: bytes, console: Console, sock: socket.socket, place: Place
+) -> None:
     name = f"{socket.gethostname()}-{os.getpid()}"
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(GatewayProcess(config, files, name, console).run(sock))
+        runner.run(GatewayProcess(config, files, secret, name, console, place).run(sock))

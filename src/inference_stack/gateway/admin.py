@@ -6,6 +6,7 @@ Every change is audited, refused ones too. What a change means is the nodes' bus
 from __future__ import annotations
 
 import hmac
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
@@ -37,6 +38,8 @@ TOKEN_BYTES = 16
 
 
 Order = TypeVar("Order")
+Requests = Callable[[], Awaitable[list[bytes]]]
+"""The `requests_json` of every process that serves together with this one."""
 
 
 class WorkerView(msgspec.Struct):
@@ -50,7 +53,7 @@ class WorkerView(msgspec.Struct):
 
 
 class NodeView(msgspec.Struct):
-    """A node in reach. `address` is how this gateway reaches it; `requests` are those that this gateway has there."""
+    """A node in reach. `address` is how this gateway reaches it; `requests` are those that it has there."""
 
     node: str
     address: str
@@ -112,18 +115,15 @@ def read_token(path: str) -> bytes:
 class Admin:
     """Handlers over one gateway's fleet."""
 
-    def __init__(self, fleet: Fleet, clock: Clock, audit: Audit) -> None:
+    def __init__(self, fleet: Fleet, audit: Audit, requests: Requests) -> None:
         self._fleet = fleet
-        self._clock = clock
         self._audit = audit
+        self._requests = requests
 
     async def nodes(self, request: Request) -> Response:
         """The nodes in reach."""
-        counts: dict[str, int] = {}
-        for flight in self._fleet.flights():
-            if (where := self._where(flight)) is not None:
-                counts[where] = counts.get(where, 0) + 1
-        return json_response([_node(key, state, counts.get(key, 0)) for key, state in self._fleet.keys().items()])
+        counts = Counter(view.node for view in await self._all_requests())
+        return json_response([_node(key, state, counts[key]) for key, state in self._fleet.keys().items()])
 
     async def models(self, request: Request) -> Response:
         """What is served where."""
@@ -138,8 +138,8 @@ class Admin:
         return json_response([views[name] for name in sorted(views)])
 
     async def requests(self, request: Request) -> Response:
-        """This gateway's completions in flight."""
-        return json_response([self._request(flight) for flight in self._fleet.flights()])
+        """The completions in flight."""
+        return json_response(await self._all_requests())
 
     async def drain(self, request: Request) -> Response:
         """A node takes nothing new, and its requests end or move."""
@@ -179,23 +179,29 @@ class Admin:
         self._audit.record(who, action, name, "ordered", **details)
         return json_response({"node": name, "ordered": action}, 202)
 
-    def _where(self, flight: Flight) -> str | None:
-        node = flight.node
-        return node.key if node is not None and flight.id in node.running else None
+    async def _all_requests(self) -> list[RequestView]:
+        return [view for part in await self._requests() for view in msgspec.json.decode(part, type=list[RequestView])]
 
-    def _request(self, flight: Flight) -> RequestView:
-        request = flight.request
-        return RequestView(
-            request=flight.id,
-            model=request.model,
-            node=self._where(flight),
-            priority=request.qos.priority,
-            attempt=max(flight.attempt, 0),
-            moves=flight.moves,
-            prompt_tokens=len(request.continuation.prompt),
-            emitted_tokens=len(flight.emitted),
-            seconds=round(self._clock.now() - request.arrival, 3),
-        )
+
+def requests_json(fleet: Fleet, clock: Clock) -> bytes:
+    """One process's completions in flight, as the JSON list that `/admin/v1/requests` is joined from."""
+    now = clock.now()
+    return msgspec.json.encode([_request(flight, now) for flight in fleet.flights()])
+
+
+def _request(flight: Flight, now: float) -> RequestView:
+    request, node = flight.request, flight.node
+    return RequestView(
+        request=flight.id,
+        model=request.model,
+        node=node.key if node is not None and flight.id in node.running else None,
+        priority=request.qos.priority,
+        attempt=max(flight.attempt, 0),
+        moves=flight.moves,
+        prompt_tokens=len(request.continuation.prompt),
+        emitted_tokens=len(flight.emitted),
+        seconds=round(now - request.arrival, 3),
+    )
 
 
 def _node(key: str, state: NodeState, requests: int) -> NodeView:
@@ -258,9 +264,9 @@ async def _refused(request: Request, problem: Exception) -> Response:
     return error_response(problem.info)
 
 
-def admin_app(fleet: Fleet, clock: Clock, token: bytes, audit: Audit) -> Starlette:
+def admin_app(fleet: Fleet, token: bytes, audit: Audit, requests: Requests) -> Starlette:
     """The ASGI application. An empty `token` asks for none."""
-    admin = Admin(fleet, clock, audit)
+    admin = Admin(fleet, audit, requests)
     node = "/admin/v1/nodes/{node}"
     return Starlette(
         routes=[

@@ -77,7 +77,8 @@ class Probes:
     async def metrics(self, request: Request) -> Response:
         """One scrape, in Prometheus's text format."""
         self._gateway.metrics.gateway_tasks.set(len(asyncio.all_tasks()))
-        return Response(self._gateway.metrics.render(), headers={"content-type": CONTENT_TYPE})
+        text = await self._gateway.scrape() if self._gateway.scrape else self._gateway.metrics.render()
+        return Response(text, headers={"content-type": CONTENT_TYPE})
 
     async def models(self, request: Request) -> Response:
         """The models that can be asked for."""

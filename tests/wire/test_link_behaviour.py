@@ -8,10 +8,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from inference_stack.core.errors import InferenceError
 from inference_stack.core.fleet import NodeState
 from inference_stack.core.request import Continuation, FinishReason, Request, SamplingParams
 from inference_stack.core.seams import LinkClosed
 from inference_stack.core.step import TokenDelta
+from inference_stack.wire.grpc.dial import dial
+from inference_stack.wire.grpc.server import LinkServer
 from inference_stack.wire.messages import Abort, Attach, Beat, DrainNode, Lost, StepReport, Submit
 from tests.wire import strategies
 from tests.wire.conftest import Pair
@@ -164,3 +167,40 @@ async def test_every_field_survives(pair: Pair, requests: list[Request], report:
     await node.send(report)
     await node.send(state)
     assert await received(gateway, 2) == [report, state]
+
+
+async def test_versions_too_far_apart_are_refused_with_both_names() -> None:
+    async def on_link(link: Any, peer: str) -> None:
+        raise AssertionError("it was let in")
+
+    server = LinkServer("127.0.0.1:0", None, on_link, wire_version=4)
+    await server.start()
+    with pytest.raises(InferenceError, match="wire version 1, and this one 4") as refusal:
+        await dial(f"127.0.0.1:{server.port}", wire_version=1)
+    assert refusal.value.info.code == "wire_version"
+    await server.stop()
+
+
+@pytest.mark.parametrize("theirs", [1, 2, 3])
+async def test_adjacent_versions_link_and_speak_the_lower_one(theirs: int) -> None:
+    async def on_link(link: Any, peer: str) -> None:
+        await link.send(Beat(number=link.version, heard=0))
+
+    server = LinkServer("127.0.0.1:0", None, on_link, wire_version=2)
+    await server.start()
+    link: Any = await dial(f"127.0.0.1:{server.port}", wire_version=theirs)
+    assert await link.receive() == Beat(number=min(2, theirs), heard=0)
+    assert link.version == min(2, theirs)
+    await link.close()
+    await server.stop()
+
+
+async def test_a_taken_port_is_a_clear_error() -> None:
+    async def on_link(link: Any, peer: str) -> None:
+        return
+
+    server = LinkServer("127.0.0.1:0", None, on_link)
+    await server.start()
+    with pytest.raises(InferenceError, match="Cannot listen"):
+        await LinkServer(f"127.0.0.1:{server.port}", None, on_link).start()
+    await server.stop()

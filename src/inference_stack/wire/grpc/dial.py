@@ -13,7 +13,7 @@ from inference_stack.core.errors import SERVER_ERROR, ErrorInfo, InferenceError
 from inference_stack.core.seams import Link, LinkClosed
 from inference_stack.wire.codec import ProtocolError
 from inference_stack.wire.grpc.ends import GatewayEnd, parse
-from inference_stack.wire.grpc.link import FLUSH_SECONDS, GrpcLink
+from inference_stack.wire.grpc.link import GrpcLink
 from inference_stack.wire.grpc.prompts import MAX_TOKENS_UNDER_WAY
 from inference_stack.wire.grpc.protocol import CHANNEL_OPTIONS, LINK_KEY, PROMPTS, SERVICE, TALK, pb, spoken
 from inference_stack.wire.grpc.queues import BACKLOG_BYTES
@@ -61,8 +61,11 @@ async def dial(
 async def _open(channel: Any, address: str, wire_version: int, backlog: int) -> GrpcLink:
     metadata = ((LINK_KEY, secrets.token_hex(16)),)
     talk = channel.stream_stream(f"/{SERVICE}/{TALK}")(metadata=metadata)
-    await talk.write(pb.ToNode(hello=pb.Hello(wire_version=wire_version)).SerializeToString())
-    answer = await talk.read()
+    try:
+        await talk.write(pb.ToNode(hello=pb.Hello(wire_version=wire_version)).SerializeToString())
+        answer = await talk.read()
+    except asyncio.InvalidStateError as error:
+        raise LinkClosed(f"{address} cannot be reached: {await talk.details()}") from error
     if answer is grpc.aio.EOF:
         raise ProtocolError("it ended the link without a word")
     welcome = parse(pb.FromNode, answer)
@@ -100,7 +103,7 @@ class DialledLink(GrpcLink):
 
     async def _hang_up(self) -> None:
         await self._talk.done_writing()
-        await asyncio.wait(self._tasks, timeout=FLUSH_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        await self.over()
 
 
 def _refusal(address: str, error: grpc.aio.AioRpcError) -> Exception:

@@ -17,7 +17,17 @@ from inference_stack.wire.grpc.handles import Handles
 from inference_stack.wire.grpc.mirror import Mirror
 from inference_stack.wire.grpc.prompts import Joiner, PromptSender
 from inference_stack.wire.grpc.reports import decode_report, encode_report
-from inference_stack.wire.messages import Abort, Attach, Beat, DrainNode, LoadModel, Lost, StepReport, Submit, UnloadModel
+from inference_stack.wire.messages import (
+    Abort,
+    Attach,
+    Beat,
+    DrainNode,
+    LoadModel,
+    Lost,
+    StepReport,
+    Submit,
+    UnloadModel,
+)
 
 pb: Any = fleet_pb2
 _attach = Mirror(Attach, pb.Attach)

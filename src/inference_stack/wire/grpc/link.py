@@ -18,8 +18,8 @@ from inference_stack.wire.codec import ProtocolError
 from inference_stack.wire.grpc.ends import End
 from inference_stack.wire.grpc.queues import BACKLOG_BYTES, Inbox, Outbox, Overflow
 
-FLUSH_SECONDS: Final = 1.0
-"""How long `close` waits for what has been sent to leave."""
+FLUSH_SECONDS: Final = 0.5
+"""How long `close` waits for what has been sent to leave, and then for the other side to notice."""
 ENDED: Final = "the link was closed"
 LEFT: Final = "the other side closed it"
 
@@ -63,14 +63,18 @@ class GrpcLink:
         """Both ends see `LinkClosed` from now on, the other one after what was sent before. Idempotent."""
         self._closing = True
         async with self._closes:
-            if self.reason is None:
-                flush = asyncio.create_task(self._outbox.flushed())
-                await asyncio.wait([flush, *self._tasks], timeout=FLUSH_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-                flush.cancel()
-            if self.reason is None:
-                await self._hang_up()
+            if self.reason is None and await self._within(self._outbox.flushed()):
+                await self._within(self._hang_up())
             self.finish(ENDED)
             await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _within(self, part: Coroutine[Any, Any, None]) -> bool:
+        """Whether this was done in time, and the link still lasts."""
+        task = asyncio.create_task(self._guard(part, ended=False))
+        await asyncio.wait([task, *self._tasks], timeout=FLUSH_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        done = task.done()
+        task.cancel()
+        return done and self.reason is None
 
     async def _hang_up(self) -> None:
         """Tell the other side, once all is sent. The end of a node's call tells it by itself."""
@@ -89,9 +93,13 @@ class GrpcLink:
 
     def run(self, part: Coroutine[Any, Any, None]) -> None:
         """Work on the link as long as it lasts; it ends with any of its parts."""
+        if self.reason is not None:
+            part.close()
+            return
         task = asyncio.create_task(self._guard(part))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: part.close())  # it may have been cancelled before it began
 
     def finish(self, reason: str) -> None:
         """The link has ended. Idempotent."""
@@ -105,10 +113,11 @@ class GrpcLink:
         for task in self._tasks:
             task.cancel()
 
-    async def _guard(self, part: Coroutine[Any, Any, None]) -> None:
+    async def _guard(self, part: Coroutine[Any, Any, None], ended: bool = True) -> None:
         try:
             await part
-            self.finish(LEFT)
+            if ended:
+                self.finish(LEFT)
         except grpc.aio.AioRpcError as error:
             self.finish(error.details() or error.code().name)
         except (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError) as error:

@@ -91,13 +91,13 @@ class House:
         return self.dispatch.script
 
 
-def make_house(**config: Any) -> House:
-    """A gateway over a script of the three texts."""
+def make_house(secret: bytes | None = None, **config: Any) -> House:
+    """A gateway over a script of the three texts. With the same `secret`, one resumes another's streams."""
     metrics = Metrics()
     dispatch = ScriptedDispatch(TINY, Script(answers()), metrics)
     frontends = {MODEL: Frontend(TOKENIZER, ChatEncoder(TOKENIZER, {"default": TEMPLATE}))}
     log = logging.getLogger("tests.gateway")
-    app = create_app(dispatch, frontends, ServerConfig(**config), SystemClock(), metrics, log)
+    app = create_app(dispatch, frontends, ServerConfig(**config), SystemClock(), metrics, log, secret)
     return House(app, dispatch, metrics)
 
 
@@ -125,9 +125,9 @@ class Live:
 
 
 @contextmanager
-def live(**config: Any) -> Iterator[Live]:
+def live(secret: bytes | None = None, **config: Any) -> Iterator[Live]:
     """Serve a house with uvicorn on a loopback port."""
-    house = make_house(**config)
+    house = make_house(secret, **config)
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(house.app, log_config=None, access_log=False, lifespan="off"))
     loop = uvloop.new_event_loop()

@@ -127,6 +127,7 @@ class ScriptedDispatch:
         self.requests: list[Request] = []
         self.streams: list[ScriptedStream] = []
         self.aborted: list[str] = []
+        self.holders: list[bytes] = []
         self.playing: list[asyncio.Task[None]] = []
         self.news_at = 0.0
         self.emitted = 0
@@ -151,6 +152,7 @@ class ScriptedDispatch:
         if self.submit_refusal is not None:
             raise self.submit_refusal
         self.requests.append(request)
+        self.holders.append(holder)
         self.metrics.observe_instance(InstanceStats(model=self.model.name, running=1, kv_blocks_total=8))
         stream = ScriptedStream(self, request)
         self.streams.append(stream)

@@ -48,7 +48,7 @@ def mark(lists: list[list[int]], finished: bool = False, cached: int | None = No
     for tokens in lists:
         made.add(tokens)
     if finished:
-        made.finish()
+        made.add((), finished=True)
     return made
 
 
@@ -103,7 +103,7 @@ def test_other_tokens_have_another_hash(tokens: list[int], data: st.DataObject) 
 def test_a_record_follows_its_choice() -> None:
     one = mark([[1]])
     seen = {one.record()}
-    for change in (lambda: one.add((2,)), lambda: one.add((2, 3)), one.finish):
+    for change in (lambda: one.add((2,)), lambda: one.add((2, 3)), lambda: one.add((), finished=True)):
         change()
         seen.add(one.record())
     assert len(seen) == 4

@@ -20,6 +20,7 @@ from inference_stack.gateway.context import Gateway
 from inference_stack.gateway.edge import Edge, http_problem
 from inference_stack.gateway.endpoints import endpoints
 from inference_stack.gateway.openapi import Document
+from inference_stack.gateway.resume import ResumeTokens, resume_secret
 from inference_stack.telemetry.logs import LOGGER
 from inference_stack.telemetry.metrics import Metrics
 
@@ -31,8 +32,10 @@ def create_app(
     clock: Clock,
     metrics: Metrics,
     log: logging.Logger | None = None,
+    secret: bytes | None = None,
 ) -> Starlette:
-    """The ASGI application. `frontends` are by the names that requests call models by.
+    """The ASGI application. `frontends` are by the names that requests call models by; gateways with the same `secret` resume
+    each other's streams.
 
     `app.state.gateway.begin_drain()` makes it refuse new requests while running streams go on.
     """
@@ -44,6 +47,7 @@ def create_app(
         metrics=metrics,
         log=log or logging.getLogger(LOGGER),
         started=int(clock.wall()),
+        resume_tokens=ResumeTokens(secret or resume_secret("")),
     )
     table = endpoints(gateway)
     document = Document(table)

@@ -5,7 +5,6 @@ Knows the chat API's words; how tokens are made and how bytes are sent is elsewh
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
 
 from msgspec import UNSET
@@ -26,6 +25,7 @@ from inference_stack.gateway.params import (
     seed_of,
     text_options,
 )
+from inference_stack.gateway.progress import Origin, beginning
 from inference_stack.gateway.render import MARKER, event, json_string, shown_finish, split_event
 from inference_stack.gateway.replies import (
     AnswerMessage,
@@ -40,26 +40,30 @@ from inference_stack.gateway.schema import ChatRequest
 from inference_stack.gateway.text import chat_options, conversation
 
 
-async def chat_job(gateway: Gateway, body: ChatRequest, headers: Headers, request_id: str, arrival: float) -> Job:
+async def chat_job(
+    gateway: Gateway, body: ChatRequest, headers: Headers, request_id: str, arrival: float, source: Origin | None
+) -> Job:
     """The job that answers `body`. Raises `InferenceError` for everything that can be known to be wrong."""
     model, frontend = gateway.served(body.model)
     _check(body)
     n = body.n or 1
-    check_size(gateway, model, 1, n)
+    begun = beginning(gateway, source, model, "chatcmpl")
+    check_size(gateway, model, 1, n, begun.resumed)
     urgency = qos(headers, body.priority, arrival)
-    prompt = await conversation(frontend, body.messages, chat_options(body), gateway.clock.wall())
+    prompt = await conversation(frontend, body.messages, chat_options(body), begun.created)
     check_prompt(prompt, model, "messages")
     budget = chat_budget(body, model, len(prompt))
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    seeds = begun.seeds or (seed_of(body),)
     return Job(
-        id=f"chatcmpl-{secrets.token_hex(12)}",
+        id=begun.id,
         request_id=request_id,
-        created=int(gateway.clock.wall()),
-        model=model,
+        created=begun.created,
+        model=begun.model,
         frontend=frontend,
         prompts=(prompt,),
         echoes=("",),
-        seeds=(seed_of(body),),
+        seeds=seeds,
         n=n,
         limit=budget,
         params=sampling_params(body, model, budget, logprobs, body.prompt_logprobs),
@@ -69,6 +73,7 @@ async def chat_job(gateway: Gateway, body: ChatRequest, headers: Headers, reques
         stream=bool(body.stream),
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
         return_token_ids=bool(body.return_token_ids),
+        progress=begun.progress(gateway, seeds, n),
     )
 
 

@@ -6,13 +6,15 @@ Here the completion ends: at the engine's word, at a stop string (then the engin
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from inference_stack.core.errors import SERVER_ERROR, ErrorInfo, InferenceError
 from inference_stack.core.request import FinishReason, Request
 from inference_stack.core.step import TokenDelta, TokenLogprob
 from inference_stack.frontend.completion import TextAssembler, TokenEntry
 from inference_stack.gateway.api import Dispatch, Ticket
+from inference_stack.gateway.progress import Replay, diverged
+from inference_stack.gateway.resume import Mark
 from inference_stack.telemetry.account import Account
 
 
@@ -38,7 +40,8 @@ def _nobody(choice: Choice, news: object) -> None:
 
 
 class Choice:
-    """`index` is the choice's number in the answer, `prompt_index` its prompt's; `limit` the tokens it may show."""
+    """`index` is the choice's number in the answer, `prompt_index` its prompt's; `limit` the tokens it may show. `opened`: its
+    client has its first events."""
 
     def __init__(
         self, index: int, prompt_index: int, request: Request, text: TextAssembler, limit: int, account: Account
@@ -47,13 +50,16 @@ class Choice:
         self.prompt_index = prompt_index
         self.request = request
         self.limit = limit
-        self.cached_tokens = 0
+        self.opened = False
+        self.cached_tokens: int | None = None
         self.prompt_logprobs: tuple[TokenLogprob, ...] = ()
         self._ticket: Ticket | None = None
         self._sink: Sink = _nobody
         self._over: Over = _nobody
         self._text = text
         self._account = account
+        self._mark: Mark | None = None
+        self._replay: Replay | None = None
         self._ended = False
 
     @property
@@ -61,11 +67,20 @@ class Choice:
         """Tokens of the completion so far, up to and including the one that ended it."""
         return self._text.tokens
 
+    def follow(self, mark: Mark, replay: Replay | None) -> None:
+        """Keep `mark` up to date with what the client gets; and where its stream is resumed, begin where it broke off."""
+        self._mark = mark
+        if replay is not None:
+            self.cached_tokens = replay.cached_tokens
+            self.opened = replay.opened
+            self._replay = replay
+
     def start(self, dispatch: Dispatch, sink: Sink, over: Over) -> None:
         """Run it. `sink` gets its pieces; then `over` is called once, with what went wrong if anything did. Raises
         `InferenceError` where it is refused."""
         self._sink, self._over = sink, over
-        self._ticket = dispatch.submit(self.request, self.feed)
+        holder = b"" if self._replay is None else self._replay.holder
+        self._ticket = dispatch.submit(self.request, self.feed, holder)
 
     def feed(self, delta: TokenDelta) -> None:
         """News from the dispatcher. Whatever they lead to is this completion's affair alone."""
@@ -92,14 +107,16 @@ class Choice:
 
     def _stop(self, problem: Exception) -> None:
         if not self._ended:
-            self._end(FinishReason.ERROR, "internal_error")
+            self._end(
+                FinishReason.ERROR, problem.info.code if isinstance(problem, InferenceError) else "internal_error"
+            )
         if self._ticket is not None:
             self._ticket.abort()
         self._over(self, problem)
 
     def take(self, delta: TokenDelta) -> Piece | None:
         """The piece that a delta adds, if any. Raises `InferenceError` for a delta that ends in an error."""
-        if delta.cached_tokens is not None:
+        if delta.cached_tokens is not None and self.cached_tokens is None:
             self.cached_tokens = delta.cached_tokens
         if delta.prompt_logprobs is not None:
             self.prompt_logprobs = delta.prompt_logprobs
@@ -107,14 +124,34 @@ class Choice:
             error = delta.error or _broken()
             self._end(FinishReason.ERROR, error.code)
             raise InferenceError(error)
+        if self._replay is not None:
+            delta = self._caught_up(delta, self._replay)
         if not delta.tokens and delta.finish is None:
             self._account.news(delta, 0)
             return None
         piece = self._piece(delta)
         self._account.news(delta, len(piece.tokens))
+        if self._mark is not None:
+            self._note(self._mark, piece)
         if piece.finish is not None:
             self._end(piece.finish)
         return piece
+
+    def _note(self, mark: Mark, piece: Piece) -> None:
+        """What the client will have got."""
+        mark.cached_tokens = self.cached_tokens
+        mark.node = b"" if self._ticket is None else self._ticket.hint
+        mark.add(piece.tokens, piece.finish is not None)
+
+    def _caught_up(self, delta: TokenDelta, replay: Replay) -> TokenDelta:
+        """The delta without the tokens that the client has. Raises `InferenceError` where they are not the same."""
+        known = replay.take(delta.tokens)
+        self._text.feed(delta.tokens[:known], delta.logprobs[:known])
+        if replay.done:
+            self._replay = None
+        if self._text.finished or (delta.finish is not None and not replay.done):
+            raise diverged()
+        return replace(delta, tokens=delta.tokens[known:], logprobs=delta.logprobs[known:])
 
     def _piece(self, delta: TokenDelta) -> Piece:
         """The delta's text. What goes beyond the limit is cut off; the limit then ends the completion."""

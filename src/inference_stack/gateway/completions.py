@@ -5,7 +5,6 @@ Knows the completion API's words; how tokens are made and how bytes are sent is 
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping, Sequence
 
 from msgspec import UNSET, UnsetType
@@ -30,6 +29,7 @@ from inference_stack.gateway.params import (
     seed_of,
     text_options,
 )
+from inference_stack.gateway.progress import Origin, beginning
 from inference_stack.gateway.render import MARKER, event, json_string, shown_finish, split_event
 from inference_stack.gateway.replies import PromptLogprobs, TextChoice, TextCompletion, TextLogprobs
 from inference_stack.gateway.schema import CompletionRequest
@@ -37,29 +37,31 @@ from inference_stack.gateway.text import decoded, encoded
 
 
 async def completion_job(
-    gateway: Gateway, body: CompletionRequest, headers: Headers, request_id: str, arrival: float
+    gateway: Gateway, body: CompletionRequest, headers: Headers, request_id: str, arrival: float, source: Origin | None
 ) -> Job:
     """The job that answers `body`. Raises `InferenceError` for everything that can be known to be wrong."""
     model, frontend = gateway.served(body.model)
     _check(body)
     given = _prompts(body)
     n = body.n or 1
-    check_size(gateway, model, len(given), n)
+    begun = beginning(gateway, source, model, "cmpl")
+    check_size(gateway, model, len(given), n, begun.resumed)
     urgency = qos(headers, body.priority, arrival)
     limit = completion_budget(body)
     prompts = [await _tokens(frontend, model, prompt, limit) for prompt in given]
     scored = body.prompt_logprobs
     if body.echo and body.logprobs is not None:
         scored = max(body.logprobs, scored or 0)
+    seeds = begun.seeds or [seed_of(body) for _ in prompts]
     return Job(
-        id=f"cmpl-{secrets.token_hex(12)}",
+        id=begun.id,
         request_id=request_id,
-        created=int(gateway.clock.wall()),
-        model=model,
+        created=begun.created,
+        model=begun.model,
         frontend=frontend,
         prompts=prompts,
         echoes=await _echoes(frontend, body, given),
-        seeds=[seed_of(body) for _ in prompts],
+        seeds=seeds,
         n=n,
         limit=limit,
         params=sampling_params(body, model, max(1, limit), body.logprobs, scored),
@@ -69,6 +71,7 @@ async def completion_job(
         stream=bool(body.stream),
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
         return_token_ids=bool(body.return_token_ids),
+        progress=begun.progress(gateway, seeds, len(prompts) * n),
     )
 
 

@@ -6,8 +6,8 @@ Passed, never global: two gateways can live in one process.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 
 from inference_stack.config.tree import ServerConfig
 from inference_stack.core.errors import model_not_found, unavailable
@@ -15,12 +15,16 @@ from inference_stack.core.fleet import ModelInfo
 from inference_stack.core.seams import Clock
 from inference_stack.frontend.load import Frontend
 from inference_stack.gateway.api import Dispatch
+from inference_stack.gateway.resume import ResumeTokens
 from inference_stack.telemetry.metrics import Metrics
 
 
 @dataclass(kw_only=True)
 class Gateway:
-    """One gateway. `frontends` are by model name; `started` is Unix seconds."""
+    """One gateway. `frontends` are by model name; `started` is Unix seconds.
+
+    `streams` are those being sent, by their answer's id: what ends one whose client has come back on another connection.
+    """
 
     dispatch: Dispatch
     frontends: Mapping[str, Frontend]
@@ -29,7 +33,11 @@ class Gateway:
     metrics: Metrics
     log: logging.Logger
     started: int
+    resume_tokens: ResumeTokens
+    streams: dict[str, Callable[[], None]] = field(default_factory=dict)
     draining: bool = False
+    scrape: Callable[[], Awaitable[bytes]] | None = None
+    """What `/metrics` says where this process is one of several."""
 
     def begin_drain(self) -> None:
         """Refuse new requests and say so in `/ready`; what runs goes on."""

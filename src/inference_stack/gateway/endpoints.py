@@ -22,7 +22,7 @@ from inference_stack.gateway.tokens import Tokens
 Handler = Callable[[Request], Awaitable[Response]] | ASGIApp
 
 BODY_ERRORS = (400, 404, 413, 415, 503)
-URGENCY = ("x-priority", "x-deadline-ms", "x-ttft-deadline-ms")
+GENERATION = ("x-priority", "x-deadline-ms", "x-ttft-deadline-ms", "last-event-id")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +62,8 @@ def _generation(gateway: Gateway) -> list[Endpoint]:
             body=schema.ChatRequest,
             reply=replies.ChatCompletion,
             chunk=replies.ChatCompletionChunk,
-            errors=(*BODY_ERRORS, 408, 429, 500),
-            headers=URGENCY,
+            errors=(*BODY_ERRORS, 408, 409, 429, 500),
+            headers=GENERATION,
         ),
         Endpoint(
             method="POST",
@@ -74,8 +74,8 @@ def _generation(gateway: Gateway) -> list[Endpoint]:
             body=schema.CompletionRequest,
             reply=replies.TextCompletion,
             chunk=replies.TextCompletion,
-            errors=(*BODY_ERRORS, 408, 429, 500),
-            headers=URGENCY,
+            errors=(*BODY_ERRORS, 408, 409, 429, 500),
+            headers=GENERATION,
         ),
     ]
 

@@ -15,6 +15,7 @@ from inference_stack.gateway.completions import CompletionRenderer, completion_j
 from inference_stack.gateway.context import Gateway
 from inference_stack.gateway.decode import decode_json
 from inference_stack.gateway.job import Job
+from inference_stack.gateway.progress import origin
 from inference_stack.gateway.render import Renderer
 from inference_stack.gateway.schema import ChatRequest, CompletionRequest
 from inference_stack.gateway.streaming import EventStream, answer
@@ -32,9 +33,11 @@ class ChatEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         self._gateway.refuse_when_draining()
-        body = decode_json(await _body(self._gateway, headers, receive), self._decoder)
+        raw = await _body(self._gateway, headers, receive)
+        body = decode_json(raw, self._decoder)
+        source = origin(self._gateway, headers, scope["path"], raw, bool(body.stream))
         state = scope["state"]
-        job = await chat_job(self._gateway, body, headers, state["request_id"], state["arrival"])
+        job = await chat_job(self._gateway, body, headers, state["request_id"], state["arrival"], source)
         await _serve(self._gateway, job, ChatRenderer(job), scope, receive, send)
 
 
@@ -48,9 +51,11 @@ class CompletionEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         self._gateway.refuse_when_draining()
-        body = decode_json(await _body(self._gateway, headers, receive), self._decoder)
+        raw = await _body(self._gateway, headers, receive)
+        body = decode_json(raw, self._decoder)
+        source = origin(self._gateway, headers, scope["path"], raw, bool(body.stream))
         state = scope["state"]
-        job = await completion_job(self._gateway, body, headers, state["request_id"], state["arrival"])
+        job = await completion_job(self._gateway, body, headers, state["request_id"], state["arrival"], source)
         await _serve(self._gateway, job, CompletionRenderer(job, body), scope, receive, send)
 
 

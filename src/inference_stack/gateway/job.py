@@ -17,7 +17,9 @@ from inference_stack.frontend.completion import TextAssembler, TextOptions
 from inference_stack.frontend.load import Frontend
 from inference_stack.gateway.choice import Choice, Piece
 from inference_stack.gateway.context import Gateway
+from inference_stack.gateway.progress import Progress
 from inference_stack.gateway.replies import Usage, usage_of
+from inference_stack.gateway.resume import Position
 from inference_stack.telemetry.account import Account
 
 Sink = Callable[[Choice, Piece], None]
@@ -46,13 +48,27 @@ class Job:
     stream: bool
     include_usage: bool
     return_token_ids: bool
+    progress: Progress | None = None
     choices: list[Choice] = field(default_factory=list)
 
+    @property
+    def resumed(self) -> bool:
+        """Whether its stream broke off, and goes on."""
+        return self.progress is not None and self.progress.resumed
+
+    @property
+    def ended(self) -> dict[int, Position]:
+        """The choices that ended before the stream broke off, by index; they are not among `choices`."""
+        return {} if self.progress is None else self.progress.ended
+
     def usage(self) -> Usage:
-        """What was used so far."""
-        cached = {choice.prompt_index: choice.cached_tokens for choice in reversed(self.choices)}
+        """What was used so far, by all connections of the stream. A prompt's cached tokens are its first choice's."""
+        cached = {choice.index: choice.cached_tokens for choice in self.choices}
+        cached |= {index: position.cached_tokens for index, position in self.ended.items()}
         completion = sum(choice.completion_tokens for choice in self.choices)
-        return usage_of(sum(map(len, self.prompts)), completion, sum(cached.values()))
+        completion += sum(position.offset for position in self.ended.values())
+        firsts = (cached.get(index) or 0 for index in range(0, len(self.prompts) * self.n, self.n))
+        return usage_of(sum(map(len, self.prompts)), completion, sum(firsts))
 
     def scored(self, choice: Choice) -> tuple[TokenLogprob, ...]:
         """The log-probabilities of a choice's prompt. One choice of each prompt has them for all; in a stream, where choices
@@ -66,13 +82,15 @@ class Job:
             choice.abort()
 
 
-def check_size(gateway: Gateway, model: ModelInfo, prompts: int, n: int) -> None:
-    """Refuse more choices than one request may have, or than can be accepted now: before the work of tokenising."""
+def check_size(gateway: Gateway, model: ModelInfo, prompts: int, n: int, accepted: bool) -> None:
+    """Refuse more choices than one request may have, or than can be accepted now: before the work of tokenising. What was
+    `accepted` already, in an earlier connection, does not queue again."""
     allowed = gateway.config.max_choices
     if prompts * n > allowed:
         message = f"Invalid 'n': {prompts} prompt(s) times {n} completions is more than the {allowed} choices allowed."
         raise invalid(message, param="n", code="integer_above_max_value")
-    gateway.dispatch.admit(model.name, prompts * n)
+    if not accepted:
+        gateway.dispatch.admit(model.name, prompts * n)
 
 
 class Running:
@@ -91,17 +109,20 @@ class Running:
     def start(self) -> None:
         """Hand every choice to the dispatcher. Raises `InferenceError` when it refuses; then nothing is left running."""
         gateway, job = self._gateway, self._job
-        self._left = len(job.prompts) * job.n
+        indexes = [index for index in range(len(job.prompts) * job.n) if index not in job.ended]
+        self._left = len(indexes)
         qos = job.qos
         self._set_timer(min((d for d in (qos.deadline, qos.ttft_deadline) if d is not None), default=None))
         try:
-            for index in range(self._left):
+            for index in indexes:
                 choice = _choice(gateway, job, index)
                 job.choices.append(choice)
                 choice.start(gateway.dispatch, self._news, self._choice_over)
         except BaseException:
             self.stop()
             raise
+        if not indexes:
+            self._end(None)
 
     def stop(self) -> None:
         """However it ends, nothing is left running. Idempotent."""
@@ -140,7 +161,8 @@ def submit(gateway: Gateway, job: Job, sink: Sink, over: Over) -> Running:
     """Start a job: `sink` is fed until every choice has ended, then `over` is called; or as soon as one fails, with its problem.
     Raises `InferenceError` when it is refused."""
     gateway.refuse_when_draining()
-    gateway.dispatch.admit(job.model.name, len(job.prompts) * job.n)
+    if not job.resumed:
+        gateway.dispatch.admit(job.model.name, len(job.prompts) * job.n)
     running = Running(gateway, job, sink, over)
     running.start()
     return running
@@ -150,12 +172,14 @@ def _choice(gateway: Gateway, job: Job, index: int) -> Choice:
     prompt_index, number = divmod(index, job.n)
     prompt = job.prompts[prompt_index]
     params = job.params if number == 0 or job.stream else replace(job.params, prompt_logprobs=None)
+    progress = job.progress
     request = Request(
         id=f"{job.id}-{index}",
         model=job.model.name,
         continuation=Continuation(prompt=prompt, params=params, seed=job.seeds[prompt_index], choice=number),
         qos=job.qos,
         arrival=job.arrival,
+        attempt=0 if progress is None else progress.attempt,
     )
     account = Account(
         gateway.metrics,
@@ -166,6 +190,10 @@ def _choice(gateway: Gateway, job: Job, index: int) -> Choice:
         completion_id=request.id,
         prompt_tokens=len(prompt),
         arrival=job.arrival,
+        resumed=job.resumed,
     )
     text = TextAssembler(job.frontend.tokenizer, prompt, job.options, offset=len(job.echoes[prompt_index]))
-    return Choice(index, prompt_index, request, text, job.limit, account)
+    choice = Choice(index, prompt_index, request, text, job.limit, account)
+    if progress is not None:
+        choice.follow(progress.marks[index], progress.replay(index))
+    return choice

@@ -24,6 +24,7 @@ MEANING: Final = {
     400: "The request is wrong; `param` and `code` say how.",
     404: "No such model.",
     408: "The deadline passed before anything was sent.",
+    409: "The stream cannot be resumed: the answer would not be the same.",
     413: "The body is too large.",
     415: "The body is not declared to be JSON.",
     429: "The queue is full; Retry-After says when to come back.",
@@ -37,6 +38,10 @@ HEADERS: Final = {
         "realtime|standard|batch|-?(100|[0-9]{1,2})",
     ),
     "x-deadline-ms": ("Milliseconds from receipt after which the answer is worthless.", "[1-9][0-9]{0,6}"),
+    "last-event-id": (
+        "The last id of a stream that broke off: it goes on from there, if the body is the same, byte for byte.",
+        "",
+    ),
     "x-ttft-deadline-ms": ("Milliseconds from receipt until the first token must come.", "[1-9][0-9]{0,6}"),
 }
 RETRY: Final = {

@@ -19,7 +19,8 @@ MARKER: Final = "\x00text\x00"
 """Stands for a chunk's text in the bytes made once per choice; no model or id contains it."""
 
 json_string = msgspec.json.Encoder().encode
-COMMENT: Final = b": waiting\n\n"
+COMMENT: Final = b": waiting\n"
+"""A line that clients skip. No empty line follows: some clients take one for an event once they have seen an id."""
 
 
 class Renderer(Protocol):

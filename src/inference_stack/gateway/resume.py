@@ -4,7 +4,7 @@
     └──── encoded once per stream ──┘└───────────── encoded once per write ────────────────────┘
 
 Any gateway with the same key opens it again. Only the client that got it can use it, for the very request it was made for.
-Knows bytes and numbers: how a stream is resumed from them is `resumption`'s business.
+Knows bytes and numbers: what is done with them is `progress`'s business.
 """
 
 from __future__ import annotations
@@ -94,19 +94,20 @@ class Mark:
         self._hash = hashlib.blake2b(digest_size=8)
         self._record = b""
 
-    def add(self, tokens: Sequence[int]) -> None:
-        """These tokens come next."""
+    def add(self, tokens: Sequence[int], finished: bool = False) -> None:
+        """These tokens come next; and the end of the choice, where it is `finished`."""
         self._record = b""
+        self.finished = finished
         self.offset += len(tokens)
         if len(tokens) == 1:
             self._hash.update(_TOKEN.pack(tokens[0]))
         else:
             self._hash.update(struct.pack(f"<{len(tokens)}I", *tokens))
 
-    def finish(self) -> None:
-        """The choice has ended."""
-        self._record = b""
-        self.finished = True
+    def settle(self, position: Position) -> None:
+        """The choice ended there, in an earlier connection."""
+        cached = -1 if position.cached_tokens is None else position.cached_tokens
+        self._record = _RECORD.pack(True, position.offset, cached, position.digest, position.node)
 
     def digest(self) -> bytes:
         """The hash of all tokens so far."""

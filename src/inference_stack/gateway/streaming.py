@@ -28,7 +28,8 @@ STREAM_HEADERS: Final = (
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 )
-
+RESUMABLE: Final = (b"x-resumable", b"true")
+"""A promise of ids: an event may be repeated to a client that comes back until an id has come with it or after it."""
 
 MAX_UNREAD_BYTES: Final = 8 << 20
 """Of one answer that its client does not read; then it is ended, so that neither memory nor an engine works for nobody."""
@@ -87,9 +88,12 @@ class EventStream:
         self._job = job
         self._renderer = renderer
         self._send = send
-        self._opened: set[int] = set()
+        self._progress = job.progress
+        self._streams = gateway.streams
+        self._begun: set[int] = set()
         self._outbox: list[bytes] = []
         self._ready = asyncio.Event()
+        self._comment_due = False
         self._started = False
         self._over = False
         self._unread = 0
@@ -103,6 +107,14 @@ class EventStream:
 
     async def serve(self, receive: Receive) -> None:
         """Send everything. Raises `Gone` when the client leaves, and `InferenceError` only while nothing was sent."""
+        self._take_over()
+        try:
+            await self._serve(receive)
+        finally:
+            if self._streams.get(self._job.id) == self._supersede:
+                del self._streams[self._job.id]
+
+    async def _serve(self, receive: Receive) -> None:
         running = submit(self._gateway, self._job, self._sink, self._end)
         watch = asyncio.create_task(disconnected(receive))
         watch.add_done_callback(lambda _: self._ready.set())
@@ -116,6 +128,19 @@ class EventStream:
                 self._timer.cancel()
             await _cancel(watch)
 
+    def _take_over(self) -> None:
+        """End the connection that this one replaces, should it still be there: a client that is back has left it."""
+        earlier = self._streams.get(self._job.id)
+        if earlier is not None:
+            earlier()
+        self._streams[self._job.id] = self._supersede
+        if self._job.resumed:
+            self._gateway.metrics.stream_resumes.labels(self._job.model.name).inc()
+
+    def _supersede(self) -> None:
+        self._job.abort()
+        self._end(Gone())
+
     def _end(self, problem: Exception | None) -> None:
         self._over, self._problem = True, problem
         self._ready.set()
@@ -126,17 +151,19 @@ class EventStream:
             return
         due = self._last_write + self._patience
         if due <= self._loop.time():
-            self._outbox.append(COMMENT)
+            self._comment_due = True
             self._ready.set()
             due = self._loop.time() + self._patience
         self._timer = self._loop.call_at(due, self._watch_silence)
 
     def _sink(self, choice: Choice, piece: Piece) -> None:
-        if choice.index not in self._opened:
-            self._opened.add(choice.index)
-            self._outbox.append(self._renderer.opening(choice))
         if not self._outbox:
             self._oldest = self._gateway.dispatch.news_at
+        if choice.index not in self._begun:
+            self._begun.add(choice.index)
+            opening = self._renderer.opening(choice)
+            if not choice.opened:
+                self._outbox.append(opening)
         event = self._renderer.piece(choice, piece)
         self._outbox.append(event)
         self._unread += len(event)
@@ -158,12 +185,26 @@ class EventStream:
         ready = b"".join(self._outbox)
         self._outbox.clear()
         self._unread = 0
-        return ready
+        silent, self._comment_due = self._comment_due, False
+        if not ready:
+            return COMMENT if silent else b""
+        return ready if self._progress is None else self._progress.sealed(ready)
+
+    def _rest(self) -> bytes:
+        """What is left at the end, and the end mark."""
+        ready = b"".join(self._outbox)
+        if self._progress is None:
+            return ready + self._renderer.closing() + DONE
+        if not self._progress.closed:
+            ready += self._renderer.closing()
+        return self._progress.sealed(ready, closed=True) + DONE
 
     async def _finish(self) -> None:
+        if isinstance(self._problem, Gone):
+            raise self._problem
         error = self._error()
         if error is None:
-            await self._write(self._take() + self._renderer.closing() + DONE, more=False)
+            await self._write(self._rest(), more=False)
         elif self._started:
             await self._write(self._take() + b"data: " + error_body(error) + b"\n\n", more=False)
         else:
@@ -182,7 +223,8 @@ class EventStream:
             return
         if not self._started:
             self._started = True
-            await self._send({"type": "http.response.start", "status": 200, "headers": list(STREAM_HEADERS)})
+            headers = [*STREAM_HEADERS, *(() if self._progress is None else (RESUMABLE,))]
+            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         self._last_write = self._loop.time()
         oldest, self._oldest = self._oldest, 0.0
         await self._send({"type": "http.response.body", "body": body, "more_body": more})

@@ -13,7 +13,8 @@ from inference_stack.telemetry.metrics import Metrics
 
 
 class Account:
-    """Times are the clock's seconds. Open from construction until `close`, which may be called more than once."""
+    """Times are the clock's seconds. Open from construction until `close`, which may be called more than once. Of a completion
+    that is `resumed` on another connection, neither prompt nor first token are counted again."""
 
     def __init__(
         self,
@@ -26,6 +27,7 @@ class Account:
         completion_id: str,
         prompt_tokens: int,
         arrival: float,
+        resumed: bool = False,
     ) -> None:
         self._metrics = metrics
         self._model = metrics.model(model)
@@ -44,6 +46,7 @@ class Account:
         self.closed = False
         self._attempt = 0
         self._queue_seconds: float | None = None
+        self._resumed = resumed
         self._model.in_flight.inc()
 
     def news(self, delta: TokenDelta, tokens: int) -> None:
@@ -51,7 +54,8 @@ class Account:
         now = self._clock.now()
         if self.started is None:
             self.started = now
-            self._model.prompt_tokens.inc(self.prompt_tokens)
+            if not self._resumed:
+                self._model.prompt_tokens.inc(self.prompt_tokens)
         if delta.queue_seconds is not None:
             self._queue_seconds = delta.queue_seconds
             self._model.queue.observe(delta.queue_seconds)
@@ -66,9 +70,10 @@ class Account:
     def _count(self, now: float, tokens: int) -> None:
         if self.last_token is None:
             self.first_token = now
-            self._model.ttft.observe(now - self.arrival)
+            if not self._resumed:
+                self._model.ttft.observe(now - self.arrival)
             # Without word from the engine, queueing and prefill cannot be told apart: neither is counted.
-            if self._queue_seconds is not None:
+            if self._queue_seconds is not None and not self._resumed:
                 self._model.prefill.observe(max(0.0, now - self.arrival - self._queue_seconds))
             gaps = tokens - 1
         else:

@@ -140,6 +140,7 @@ class Metrics:
         self.resumed = self._counter(
             "continuations", "Times that a completion went on after its worker, node or link was lost."
         )
+        self.stream_resumes = self._counter("stream_resumes", "Streams that clients came back for.", "model")
         self.mismatched = self._counter(
             "continuation_mismatches", "Continuations where numbers may come out differently.", "model"
         )

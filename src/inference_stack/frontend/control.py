@@ -105,7 +105,7 @@ class GuardedEncoder:
 
 def free_character(text: str) -> str:
     """A character for private use that `text` does not contain."""
-    used = set(text)
+    used = set() if text.isascii() else set(text)
     for code in range(0xE000, 0xF900):
         if chr(code) not in used:
             return chr(code)

@@ -113,8 +113,7 @@ class NodeAgent:
 
     async def drain(self, seconds: float) -> None:
         """Take nothing new; return when what gateways wait for has ended, or has been told to go elsewhere after `seconds`."""
-        self._exchange.refusing = True
-        self._tell_state()
+        self._refuse()
         until = self._clock.now() + seconds
         while self._exchange.owned and self._clock.now() < until:
             await self._clock.sleep(DRAIN_LOOK_SECONDS)
@@ -173,9 +172,15 @@ class NodeAgent:
             self._drainage.cancel()
             self._drainage = None
         if seconds is not None:
+            self._refuse()  # now: the next message may be a request
             self._drainage = self._begin(self.drain(seconds))
         elif self._exchange.refusing:
             self._exchange.refusing = False
+            self._tell_state()
+
+    def _refuse(self) -> None:
+        if not self._exchange.refusing:
+            self._exchange.refusing = True
             self._tell_state()
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

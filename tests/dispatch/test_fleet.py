@@ -53,6 +53,33 @@ def test_what_a_lost_node_still_runs_is_stopped_when_it_is_back() -> None:
     assert h.stopped == [(node, "r")]
 
 
+def test_what_waits_for_its_turn_is_stopped_where_it_was_left_once_it_runs_elsewhere() -> None:
+    h = house("a", recovery_tokens=60)
+    for name in ("x", "y", "z"):
+        h.submit(request(name, prompt=40))
+    h.take()
+    h.join("b")
+    h.dispatcher.detached("a", "silent")
+    ((_, x),) = h.take()
+    h.join("a")
+    assert [(node, one.id) for node, one in h.take()] == [("a", "y")]
+    assert h.stopped == [("a", "x")]
+    h.emit(x, 1, node="b")
+    assert [(node, one.id) for node, one in h.take()] == [("b", "z")]
+    assert h.stopped == [("a", "x"), ("a", "z")]
+
+
+def test_what_is_aborted_while_it_waits_is_stopped_where_it_was_left() -> None:
+    h = house("a", recovery_tokens=60)
+    flights = [h.submit(request(name, prompt=40)) for name in ("x", "y")]
+    h.take()
+    h.dispatcher.detached("a", "silent")
+    h.join("a")
+    assert [one.id for one in h.requests()] == ["x"] and not h.stopped
+    flights[1].abort()
+    assert h.stopped == [("a", "y")]
+
+
 def test_the_only_node_gets_its_streams_back_when_it_is_back() -> None:
     h = house("a")
     h.submit(request())
@@ -263,5 +290,3 @@ def test_whatever_happens_every_stream_is_whole(actions: list[tuple[str, str]]) 
         crashed = bool(news) and news[-1].error is not None and news[-1].error.code == "worker_crashed"
         assert chaos.h.tokens(name) == (whole[: len(chaos.h.tokens(name))] if crashed else whole)
     assert chaos.h.dispatcher.idle
-
-

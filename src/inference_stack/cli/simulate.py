@@ -77,15 +77,15 @@ def read_spec(path: Path, seed: int | None) -> FleetSpec:
 
 def run_shown(spec: FleetSpec, until: float, console: Console) -> Run:
     """The run, with the virtual time shown meanwhile."""
+    from inference_stack.simulator.clients import Broken
     from inference_stack.simulator.fleet import Fleet
-    from inference_stack.simulator.gateway import Broken
 
     with _progress(console) as tell:
-        fleet = Fleet(spec, lambda now: tell(now, len(fleet.gateway.streams), len(fleet.ledger.outcomes)))
+        fleet = Fleet(spec, lambda now: tell(now, len(fleet.clients.streams), len(fleet.ledger.outcomes)))
         try:
             return fleet.run(until)
         except Broken as error:
-            said = f"the scheduler broke a promise after {_clock(fleet.loop.now())}, which is a bug of ours: {error}"
+            said = f"a promise was broken after {_clock(fleet.loop.now())}, which is a bug of ours: {error}"
             raise InferenceError(
                 ErrorInfo(message=said, type=SERVER_ERROR, code="promise_broken", status=500)
             ) from error

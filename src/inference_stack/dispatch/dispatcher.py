@@ -31,7 +31,7 @@ from inference_stack.core.stats import InstanceStats
 from inference_stack.core.step import TokenDelta
 from inference_stack.dispatch.flight import ALONE_DEATHS, Flight, Sink
 from inference_stack.dispatch.node import Node, Nodes
-from inference_stack.dispatch.placement import Placement
+from inference_stack.dispatch.placement import CHUNK_TOKENS, Placement
 from inference_stack.policy.admission import DrainRate, admit
 
 
@@ -63,12 +63,13 @@ class Watcher(Protocol):
 class Limits:
     """`max_queue`: completions that may wait beyond those running. `recovery_tokens`: to recompute, sent to a node at once.
     `fail_on_mismatch`: rather fail a stream than let it go on with other numerics. `homeless_seconds`: how long a stream waits
-    while no node at all can be reached."""
+    while no node at all can be reached. `chunk_tokens`: of a prompt, that a node's step is taken to compute."""
 
     max_queue: int = 512
     recovery_tokens: int = 16384
     fail_on_mismatch: bool = False
     homeless_seconds: float = 60.0
+    chunk_tokens: int = CHUNK_TOKENS
 
 
 class Dispatcher:
@@ -80,13 +81,14 @@ class Dispatcher:
         self._limits = limits
         self._now = now
         self._nodes = Nodes()
-        self._placement = Placement(self._nodes, limits.recovery_tokens, limits.fail_on_mismatch)
+        self._placement = Placement(self._nodes, limits.recovery_tokens, limits.fail_on_mismatch, limits.chunk_tokens)
         self._waiting: dict[str, Flight] = {}
         self._running = 0
         self._on_trial: Flight | None = None
         self._drain_rate = DrainRate()
         self._known: dict[str, ModelInfo] = {}
         self._reachable_at = now()
+        self._littered: dict[str, Node] = {}
 
     # -- for those who ask
 
@@ -166,7 +168,7 @@ class Dispatcher:
         if broken is not None:
             self._fail_waiting(broken)
         self._place_waiting()
-        self._sweep(node)
+        self._sweep()
 
     def deltas(self, key: str, deltas: Iterable[TokenDelta]) -> None:
         """News of a node's requests. What belongs to no present attempt is ignored."""
@@ -202,7 +204,9 @@ class Dispatcher:
             return
         self._reachable_at = self._now()
         flights = list(node.running.values())
-        node.left_behind.update(node.running)
+        if flights:
+            node.left_behind.update(node.running)
+            self._littered[key] = node
         for flight in flights:
             self._withdraw(flight, node)
             flight.holder = node.hint
@@ -256,6 +260,7 @@ class Dispatcher:
                 self._given_up(flight)
         for key, requests in batches.items():
             self._orders.send(key, tuple(requests))
+        self._sweep()
 
     def _may_try(self, flight: Flight) -> bool:
         if self._on_trial is None:
@@ -313,6 +318,7 @@ class Dispatcher:
             self._orders.stop(node.key, (flight.id,))
             self._drain_rate.finished(self._now())
         self._acquit(flight)
+        self._sweep()
         if self._waiting:
             self._place_waiting()
 
@@ -339,6 +345,7 @@ class Dispatcher:
         for flight in waiting.values():
             flight.fail(error)
             self._acquit(flight)
+        self._sweep()
 
     # -- nodes
 
@@ -353,12 +360,14 @@ class Dispatcher:
         self._placement.added()
         return node
 
-    def _sweep(self, node: Node) -> None:
-        """A node is back: stop what it still runs for nobody. What waits may yet be taken up where it is."""
-        if node.left_behind and node.usable:
+    def _sweep(self) -> None:
+        """Nodes that are back: stop what they still run for nobody. What waits may yet be taken up where it is."""
+        for node in [node for node in self._littered.values() if node.usable]:
             waiting = node.left_behind & self._waiting.keys()
-            void = tuple(node.left_behind - waiting - node.running.keys())
+            void = tuple(sorted(node.left_behind - waiting - node.running.keys()))
             node.left_behind = waiting
+            if not waiting:
+                del self._littered[node.key]
             if void:
                 self._orders.stop(node.key, void)
 

@@ -51,10 +51,11 @@ class Placement:
                 router = self._routers[model] = Router(len(self._nodes), self._chunk)
                 router.usable[:] = False
         for model, router in self._routers.items():
-            serves = node.serves(model) is not None
-            if serves and not router.usable[node.number]:
+            info = node.serves(model)
+            if info is not None and not router.usable[node.number]:
+                router.expect(node.number, info.step_time, info.max_running)
                 router.back(node.number)
-            elif not serves and router.usable[node.number]:
+            elif info is None and router.usable[node.number]:
                 router.close(node.number, forget=not node.draining)
         served = [info for one in self._nodes if one.usable for info in one.models.values()]
         self.places = sum(info.max_running for info in served)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from inference_stack.core.request import BLOCK_TOKENS
-from inference_stack.core.stats import InstanceStats
+from inference_stack.core.stats import InstanceStats, StepTimeModel
 
 UNTIMED_TOKEN_SECONDS: Final = 1e-4
 """A guess for nodes whose speed is not known yet: only that it is the same for all of them matters."""
@@ -85,9 +85,8 @@ def _mark(found: Column, mask: int, depth: int) -> None:
 class Router:
     """Chooses among `nodes` nodes, numbered from 0. All are usable at first; none is known to be slow or busy."""
 
-    def __init__(self, nodes: int, chunk_tokens: int, affinity: bool = True) -> None:
+    def __init__(self, nodes: int, chunk_tokens: int) -> None:
         self._chunk = chunk_tokens
-        self._affinity = affinity
         self.prefixes = PrefixView()
         self.usable = np.ones(nodes, bool)
         self._base, self._per_row, self._per_context = np.zeros((3, nodes))
@@ -111,13 +110,16 @@ class Router:
         self._lengths = np.append(self._lengths, 1.0)
         return len(self.usable) - 1
 
-    def observe(self, node: int, stats: InstanceStats, max_running: int) -> None:
-        """A node reports its speed and size."""
-        speed = stats.step_time
+    def expect(self, node: int, speed: StepTimeModel, max_running: int) -> None:
+        """A node's speed and size, as far as they are known."""
         self._base[node], self._per_row[node] = speed.base, speed.per_row
         self._per_context[node] = speed.per_context
         self._per_token[node] = speed.per_token or UNTIMED_TOKEN_SECONDS
         self._places[node] = max_running
+
+    def observe(self, node: int, stats: InstanceStats, max_running: int) -> None:
+        """A node reports its speed, its size and who waits there."""
+        self.expect(node, stats.step_time, max_running)
         self._queued[node] = stats.waiting
 
     def sent(self, node: int, prompt_tokens: int, uncached_tokens: int) -> None:
@@ -142,16 +144,11 @@ class Router:
         self._prompt[node] -= uncached_tokens
         self._context[node] -= prompt_tokens
 
-    def lost(self, node: int) -> None:
-        """A node is gone: nothing is sent there until `back`, and what it held is forgotten."""
-        self.usable[node] = False
-        self._requests[node] = self._prompt[node] = self._context[node] = self._queued[node] = 0
-        self.prefixes.lost(node)
-
     def close(self, node: int, forget: bool) -> None:
         """Nothing new is sent to a node until `back`; what it still runs is accounted for as ever. `forget` what it held."""
         self.usable[node] = False
         if forget:
+            self._queued[node] = 0
             self.prefixes.lost(node)
 
     def back(self, node: int) -> None:
@@ -168,7 +165,7 @@ class Router:
         if not usable.any():
             return None
         held = np.zeros(nodes)
-        if self._affinity and names:
+        if names:
             held = np.minimum(self.prefixes.held(names, nodes) * BLOCK_TOKENS, max(0, prompt_tokens - 1))
         waits = np.where(usable, self._waits(prompt_tokens - held), np.inf)
         node = int(waits.argmin())

@@ -1,6 +1,7 @@
 """Faults by seed: which node, what, when, how long. The same seed always makes the same faults.
 
-Never strikes the last healthy node: with nobody left alive there is no promise to check. Knows fates, not how nodes meet them.
+Never strikes the last healthy node or gateway: with nobody left alive there is no promise to check. Knows fates, not how they are
+met.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from inference_stack.simulator.gateway import Gateway
 from inference_stack.simulator.ledger import Ledger
-from inference_stack.simulator.loop import Loop
+from inference_stack.simulator.loop import Action, Loop
 from inference_stack.simulator.node import Node
 from inference_stack.simulator.workloads.reader import Reader
 
@@ -21,58 +23,73 @@ LOSS: Final = 0.5
 LATE: Final = 1.0
 """Seconds by which a reordered report may be late."""
 
-Fate = Callable[[Node], Callable[[], None]]
+Fate = Callable[[Node], Action]
 """Strikes a node; the value undoes it."""
 
 
-def _kill(node: Node) -> Callable[[], None]:
+def _kill(node: Node) -> Action:
     node.kill()
+    return lambda: None  # the node starts another worker by itself
+
+
+def _crash(node: Node) -> Action:
+    node.crash()
     return lambda: None  # it is started again by itself
 
 
-def _hang(node: Node) -> Callable[[], None]:
+def _drain(node: Node) -> Action:
+    node.drain()
+    return node.leave
+
+
+def _hang(node: Node) -> Action:
     node.hang()
     return node.wake
 
 
-def _slow(node: Node) -> Callable[[], None]:
+def _slow(node: Node) -> Action:
     node.slow(SLOWNESS)
     return lambda: node.slow(1.0)
 
 
 def _cut(down: bool, up: bool) -> Fate:
-    def strike(node: Node) -> Callable[[], None]:
+    def strike(node: Node) -> Action:
         node.cut(down, up)
         return node.mend
 
     return strike
 
 
-def _events(node: Node) -> Callable[[], None]:
+def _events(node: Node) -> Action:
     def set_to(loss: float, jitter: float) -> None:
-        if node.reports is not None:
-            node.reports.loss, node.reports.jitter = loss, jitter
+        for line in node.lines:
+            line.reports.loss, line.reports.jitter = loss, jitter
 
     set_to(LOSS, LATE)
     return lambda: set_to(0.0, 0.0)
 
 
-def _full(node: Node) -> Callable[[], None]:
+def _full(node: Node) -> Action:
     node.crowd(CROWDED)
     return lambda: node.crowd(0.0)
 
 
 FATES: Final[Mapping[str, Fate]] = {
     "kill": _kill,
+    "crash": _crash,
+    "drain": _drain,
     "hang": _hang,
     "slow": _slow,
     "cut_up": _cut(down=False, up=True),
+    "cut_down": _cut(down=True, up=False),
     "cut_both": _cut(down=True, up=True),
     "events": _events,
     "full": _full,
 }
-SILENCING: Final = frozenset(("kill", "hang", "cut_up", "cut_both"))
-"""After these a node may be given up."""
+GATEWAY: Final = "gateway"
+"""The fate of gateways, where there are several: the process dies, and is started again."""
+SILENCING: Final = frozenset(("kill", "crash", "drain", "hang", "cut_up", "cut_down", "cut_both"))
+"""Under these a node may be of no use for a while."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +97,7 @@ class FaultPlan:
     """How often, on average, something strikes, what it may be, and how long it lasts (uniform), in seconds."""
 
     every: float
-    kinds: tuple[str, ...] = tuple(FATES)
+    kinds: tuple[str, ...] = (*FATES, GATEWAY)
     lasts: tuple[float, float] = (0.5, 10.0)
     seed: int = 0
 
@@ -90,9 +107,10 @@ def faults_from(plain: Any, origin: str = "faults") -> FaultPlan:
     reader = Reader(plain, origin)
     every, seed = reader.number("every", above=0.0), reader.whole("seed", 0)
     lasts, kinds = reader.numbers("lasts") or [0.5, 10.0], reader.raw("kinds")
-    kinds = list(FATES) if kinds is None else kinds
-    if not isinstance(kinds, list) or not kinds or any(kind not in FATES for kind in kinds):
-        raise reader.error("kinds", f"expected a list of {', '.join(FATES)}, not {kinds!r}")
+    known = [*FATES, GATEWAY]
+    kinds = known if kinds is None else kinds
+    if not isinstance(kinds, list) or not kinds or any(kind not in known for kind in kinds):
+        raise reader.error("kinds", f"expected a list of {', '.join(known)}, not {kinds!r}")
     if len(lasts) != 2 or not 0 < lasts[0] <= lasts[1]:
         raise reader.error("lasts", f"expected [least, most] seconds above 0, not {lasts!r}")
     reader.close()
@@ -101,13 +119,14 @@ def faults_from(plain: Any, origin: str = "faults") -> FaultPlan:
 
 @dataclass
 class Fury:
-    """Strikes nodes while it is told to go on."""
+    """Strikes nodes and gateways while it is told to go on. `struck` are those that suffer now, by name."""
 
     plan: FaultPlan
     loop: Loop
     nodes: Sequence[Node]
+    gateways: Sequence[Gateway]
     ledger: Ledger
-    struck: dict[int, str] = field(default_factory=dict)
+    struck: dict[str, str] = field(default_factory=dict)
     strikes: int = 0
     over: bool = False
 
@@ -122,26 +141,35 @@ class Fury:
         if self.over:
             return
         kind, lasts = self._chance.choice(self.plan.kinds), self._chance.uniform(*self.plan.lasts)
-        node = self._chance.choice(self.nodes)
-        if self._may(node, kind):
-            undo = FATES[kind](node)
-            self.struck[node.number] = kind
-            self.strikes += 1
-            self.ledger.events.append((self.loop.now(), f"node {node.number}: {kind} for {lasts:.1f} s"))
-            self.loop.after(lasts, lambda: self._undo(node, undo))
+        if kind == GATEWAY:
+            gateway = self._chance.choice(self.gateways)
+            if sum(one.alive for one in self.gateways) > 1 and gateway.alive:
+                gateway.die()
+                self._struck(gateway.name, kind, lasts, gateway.restart)
+        else:
+            node = self._chance.choice(self.nodes)
+            if self._may(node, kind):
+                self._struck(_name(node), kind, lasts, FATES[kind](node))
         self._await()
+
+    def _struck(self, name: str, kind: str, lasts: float, undo: Action) -> None:
+        self.struck[name] = kind
+        self.strikes += 1
+        self.ledger.event(self.loop.now(), f"{name}: {kind} for {lasts:.1f} s")
+        self.loop.after(lasts, lambda: self._undo(name, undo))
 
     def _may(self, node: Node, kind: str) -> bool:
         """One fault at a time on a node, and one node stays whole."""
-        if node.number in self.struck or not node.alive or node.given_up:
+        if _name(node) in self.struck or not node.sound:
             return False
         if kind not in SILENCING:
             return True
-        well = [
-            one for one in self.nodes if one.alive and not one.given_up and self.struck.get(one.number) not in SILENCING
-        ]
-        return len(well) > 1
+        return sum(one.sound and self.struck.get(_name(one)) not in SILENCING for one in self.nodes) > 1
 
-    def _undo(self, node: Node, undo: Callable[[], None]) -> None:
+    def _undo(self, name: str, undo: Action) -> None:
         undo()
-        del self.struck[node.number]
+        del self.struck[name]
+
+
+def _name(node: Node) -> str:
+    return f"node {node.number}"

@@ -13,25 +13,24 @@ from itertools import islice
 from math import inf
 from typing import Any
 
+from inference_stack.core.fleet import ModelInfo
 from inference_stack.core.kv_spec import KvGroupSpec
-from inference_stack.core.request import Request
-from inference_stack.core.stats import InstanceStats
+from inference_stack.dispatch.dispatcher import Limits
 from inference_stack.kv.manager import KvManager
-from inference_stack.kv.prefix import BlockHasher
 from inference_stack.kv.slabs import ArenaGeometry, SlabPool, slab_size
-from inference_stack.policy.routing import Router
 from inference_stack.scheduler.limits import SchedulerLimits
 from inference_stack.scheduler.scheduler import Scheduler
 from inference_stack.simulator.api import CostModel, Run, Workload
+from inference_stack.simulator.clients import Broken, Clients
 from inference_stack.simulator.cost.speed import timed
 from inference_stack.simulator.faults import FaultPlan, Fury
-from inference_stack.simulator.gateway import Broken, Gateway
+from inference_stack.simulator.gateway import Gateway
 from inference_stack.simulator.instance import Instance
 from inference_stack.simulator.invariants import check_nodes, check_progress, check_rest
 from inference_stack.simulator.ledger import ITL_EDGES, Ledger
-from inference_stack.simulator.link import Drizzle
+from inference_stack.simulator.line import Line, LinkSettings
 from inference_stack.simulator.loop import Loop
-from inference_stack.simulator.node import LinkSettings, Node
+from inference_stack.simulator.node import Node
 
 AHEAD = 64
 """Arrivals that are looked at before their time: a workload is never in memory as a whole."""
@@ -62,6 +61,8 @@ class FleetSpec:
     affinity: bool = True
     leaping: bool = True
     max_queue: int = 1 << 20
+    recovery_tokens: int = 16384
+    gateways: int = 1
     link: LinkSettings = LinkSettings()
     faults: FaultPlan | None = None
     interval: float = 10.0
@@ -84,18 +85,20 @@ class Fleet:
         self.spec = spec
         self.loop = Loop()
         self.ledger = Ledger(spec.interval)
-        self.router = Router(spec.node_count, spec.limits.max_batch_tokens, spec.affinity)
         self._progress = progress
-        places = spec.limits.max_running * spec.node_count
-        hasher = BlockHasher(spec.model)
-        self.gateway = Gateway(
-            self.loop, self.router, hasher, self.ledger, spec.model, spec.vocab_size, places, spec.max_queue, self._send
+        self.clients = Clients(self.loop, self.ledger, spec.model, spec.vocab_size, spec.affinity)
+        limits = Limits(
+            max_queue=spec.max_queue,
+            recovery_tokens=spec.recovery_tokens,
+            chunk_tokens=spec.limits.max_batch_tokens,
         )
+        names = [f"gateway {number}" for number in range(spec.gateways)]
+        self.gateways = [Gateway(name, self.loop, self.clients, limits) for name in names]
         self.nodes: list[Node] = []
-        for kind in spec.nodes:
+        for place, kind in enumerate(spec.nodes):
             for _ in range(kind.count):
-                self._add_node(kind)
-        self._fury = Fury(spec.faults, self.loop, self.nodes, self.ledger) if spec.faults else None
+                self._add_node(kind, f"kind {place}")
+        self._fury = Fury(spec.faults, self.loop, self.nodes, self.gateways, self.ledger) if spec.faults else None
         self._arrivals = iter(spec.workload)
         self._exhausted = False
         self._waiting_arrivals = 0
@@ -103,17 +106,31 @@ class Fleet:
 
     # -- parts
 
-    def _add_node(self, kind: NodeSpec) -> None:
+    def _add_node(self, kind: NodeSpec, numerics: str) -> None:
         number, spec = len(self.nodes), self.spec
-        node = Node(number, self.loop, self.gateway, kind.cost, lambda node: self._instance(node, kind), spec.link)
-        node.reports = Drizzle(
-            self.loop,
-            spec.link.latency,
-            lambda stats: self._observe(number, stats),
-            random.Random(f"{spec.seed}/{number}"),
-        )
+        model = self._model(kind, numerics)
+        node = Node(number, self.loop, kind.cost, model, lambda node: self._instance(node, kind), spec.link.report)
+        for place, gateway in enumerate(self.gateways):
+            chance = random.Random(f"{spec.seed}/{number}/{place}")
+            line = gateway.lines[node.key] = Line(self.loop, gateway, node, spec.link, chance)
+            node.lines.append(line)
+            line.start()
         self.nodes.append(node)
-        self._observe(number, node.instance.stats())
+
+    def _model(self, kind: NodeSpec, numerics: str) -> ModelInfo:
+        spec = self.spec
+        return ModelInfo(
+            name=spec.model,
+            architecture="simulated",
+            numerics_id=numerics,
+            max_model_len=spec.limits.max_model_len,
+            vocab_size=spec.vocab_size,
+            eos_tokens=(),
+            kv_groups=spec.groups,
+            kv_blocks=kind.kv_bytes // sum(group.block_bytes for group in spec.groups),
+            max_running=spec.limits.max_running,
+            step_time=timed(kind.cost),
+        )
 
     def _instance(self, node: Node, kind: NodeSpec) -> tuple[Instance, SlabPool]:
         spec = self.spec
@@ -122,12 +139,6 @@ class Fleet:
         kv = KvManager(spec.model, spec.groups, slabs, prefix_cache=spec.prefix_cache, events_capacity=1)
         scheduler = Scheduler(spec.limits, kv, prior=timed(kind.cost))
         return Instance(scheduler, kind.cost, self.loop, node, spec.vocab_size, spec.depth, spec.leaping), slabs
-
-    def _observe(self, node: int, stats: InstanceStats) -> None:
-        self.router.observe(node, stats, self.spec.limits.max_running)
-
-    def _send(self, node: int, request: Request) -> None:
-        self.nodes[node].send(request)
 
     # -- the run
 
@@ -139,9 +150,9 @@ class Fleet:
         if self.spec.checks:
             self.loop.after(self.spec.checks, self._check)
         try:
-            while (self._waiting_arrivals or not self._exhausted or self.gateway.streams) and self.loop.now() < until:
+            while self._open and self.loop.now() < until:
                 self._advance(until)
-            complete = self._exhausted and not self._waiting_arrivals and not self.gateway.streams
+            complete = not self._open
         except KeyboardInterrupt:
             complete = False
         found = self._result(complete, time.perf_counter() - began)
@@ -149,20 +160,35 @@ class Fleet:
             self._come_to_rest()
         return found
 
+    @property
+    def _orphaned(self) -> bool:
+        """Whether anything is still computed for a gateway that is gone."""
+        return any(node.runs and any(line.orphaning for line in node.lines) for node in self.nodes)
+
+    @property
+    def _open(self) -> bool:
+        """Whether anybody still comes, or waits."""
+        return bool(self._waiting_arrivals or not self._exhausted or self.clients.streams)
+
     def _advance(self, until: float) -> None:
         for _ in range(1000):
+            if not self._open:
+                break
             if self.loop.next_due > until or not self.loop.step():
                 self.loop.run(until) if until < inf else None
                 break
         self._progress(self.loop.now())
 
     def _come_to_rest(self) -> None:
-        """No more faults; those that struck pass; then nothing may be held."""
+        """No more faults; those that struck pass, and what is under way arrives; then nothing may be held."""
         if self._fury is not None:
             self._fury.over = True
-            while self._fury.struck or any(not node.alive or node.given_up for node in self.nodes):
+            while self._fury.struck or not all(node.sound for node in self.nodes) or self._orphaned:
                 self.loop.step()
-        check_rest(self.gateway, self.nodes, self.ledger)
+        self.loop.run(self.loop.now() + 4 * self.spec.link.latency)
+        while any(node.sound and node.instance.retiring for node in self.nodes):
+            self.loop.step()
+        check_rest(self.clients, self.nodes, self.ledger)
 
     def _feed(self) -> None:
         """Have the next arrivals expected, and come again when the first of them is there: there is always a batch ahead."""
@@ -170,7 +196,7 @@ class Fleet:
         self._exhausted = len(batch) < AHEAD
         self._waiting_arrivals += len(batch)
         for arrival in batch:
-            self.gateway.expect(arrival, self._came)
+            self.clients.expect(arrival, self._came)
         if not self._exhausted:
             first = next((arrival.at for arrival in batch if arrival.follows is None), self.loop.now())
             self.loop.at(first, self._feed)
@@ -184,17 +210,17 @@ class Fleet:
         signs = (self.ledger.tokens, len(self.ledger.outcomes), sum(node.steps for node in self.nodes))
         if signs != self._signs:
             self._signs, self._signs_since = signs, self.loop.now()
-        elif self.gateway.streams and self.loop.now() - self._signs_since > self.spec.patience:
+        elif self.clients.streams and self.loop.now() - self._signs_since > self.spec.patience:
             raise Broken(
-                f"{len(self.gateway.streams)} requests are open, and nothing has happened for {self.spec.patience:g} s"
+                f"{len(self.clients.streams)} requests are open, and nothing has happened for {self.spec.patience:g} s"
             )
-        if self._waiting_arrivals or not self._exhausted or self.gateway.streams:
+        if self._open:
             self.loop.after(self.spec.interval, self._sample)
 
     def _note(self) -> None:
         for node in self.nodes:
             node.instance.settle()
-        stats = [node.instance.stats() for node in self.nodes if node.alive]
+        stats = [node.instance.stats() for node in self.nodes if node.working]
         self.ledger.sample(
             {
                 "running": sum(one.running for one in stats),
@@ -208,13 +234,13 @@ class Fleet:
 
     def _check(self) -> None:
         check_nodes(self.nodes)
-        check_progress(self.gateway, self.nodes, self.loop.now(), self.spec.patience)
+        check_progress(self.clients, self.nodes, self.loop.now(), self.spec.patience)
         self.loop.after(self.spec.checks, self._check)
 
     def _result(self, complete: bool, wall: float) -> Run:
         self._note()
-        for stream in self.gateway.streams.values():
-            stream.outcome.output_tokens = stream.emitted
+        for stream in self.clients.streams.values():
+            stream.outcome.output_tokens = stream.seen
         seconds = self.loop.now()
         rates = [kind.dollars_per_hour for kind in self.spec.nodes]
         hours = seconds / 3600

@@ -10,6 +10,7 @@ seed and position, so what a stream should say is known to whoever knows the req
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,11 +36,11 @@ Times = npt.NDArray[np.float64]
 class News(Protocol):
     """Who is told what an instance emits."""
 
-    def deltas(self, deltas: list[TokenDelta], now: float) -> None:
+    def deltas(self, deltas: Sequence[TokenDelta], now: float) -> None:
         """What one step came to."""
         ...
 
-    def leapt(self, ids: list[str], tokens_RK: IntArray, times: Times) -> None:
+    def leapt(self, ids: Sequence[str], tokens_RK: IntArray, times: Times) -> None:
         """One token for each of these requests at each of these times."""
         ...
 
@@ -102,22 +103,27 @@ class Instance:
 
     # -- from outside
 
-    def submit(self, request: Request) -> None:
-        """A request arrives. One that can never run is told so at once."""
+    def land(self) -> None:
+        """End a leap, for someone who is about to change something: `submit` or `abort` has to follow."""
+        self._land()
+
+    def submit(self, requests: Iterable[Request]) -> None:
+        """Requests arrive. One that can never run is told so at once."""
         self._land()
         now = self._loop.now()
-        try:
-            self.scheduler.add(request, now)
-        except InferenceError as error:
-            self._news.deltas(
-                [TokenDelta(request.id, request.attempt, finish=FinishReason.ERROR, error=error.info)], now
-            )
+        for request in requests:
+            try:
+                self.scheduler.add(request, now)
+            except InferenceError as error:
+                failed = TokenDelta(request.id, request.attempt, finish=FinishReason.ERROR, error=error.info)
+                self._news.deltas([failed], now)
         self._wake()
 
-    def abort(self, request_id: str) -> None:
-        """Nobody wants it any more."""
+    def abort(self, request_ids: Iterable[str]) -> None:
+        """Nobody wants these any more."""
         self._land()
-        self.scheduler.abort(request_id)
+        for request_id in request_ids:
+            self.scheduler.abort(request_id)
         self._wake()
 
     def set_slowness(self, slowness: float) -> None:
@@ -151,6 +157,11 @@ class Instance:
         """Bring the bookkeeping up to now, for someone who wants to look at it."""
         self._land()
         self._wake()
+
+    @property
+    def retiring(self) -> bool:
+        """Whether nobody asks for anything any more, and steps are still on their way."""
+        return bool(self._flights) and not self.scheduler.request_ids()
 
     def stats(self) -> InstanceStats:
         """The instance's numbers as of its last step."""

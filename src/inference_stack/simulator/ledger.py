@@ -20,7 +20,7 @@ COLUMNS = ("running", "waiting", "kv_used", "kv_total", "busy", "tokens", "promp
 
 
 class Ledger:
-    """Filled by gateway and fleet."""
+    """Filled by clients, gateways and fleet."""
 
     def __init__(self, interval: float) -> None:
         self.interval = interval
@@ -32,6 +32,10 @@ class Ledger:
         self._itl = np.zeros(len(ITL_EDGES) - 1, np.int64)
         self._columns: dict[str, list[float]] = {name: [] for name in COLUMNS}
         self._before: dict[str, float] = dict.fromkeys(("busy", "tokens", "prompt_tokens"), 0.0)
+
+    def event(self, now: float, what: str) -> None:
+        """Something to know of happened."""
+        self.events.append((now, what))
 
     def gap(self, seconds: float) -> None:
         """A stream's next token came so much later."""

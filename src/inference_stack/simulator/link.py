@@ -43,8 +43,7 @@ class Pipe(Generic[M]):
             self._deliver(message, self._loop.now() + self._latency, True)
 
     def reset(self) -> None:
-        """The connection is gone with all that waited; a new one is in its place."""
-        self.cut = False
+        """The connection is gone with all that waited. A cut stays a cut."""
         self._held.clear()
 
 

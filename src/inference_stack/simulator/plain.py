@@ -2,7 +2,7 @@
 
     nodes      how many of which cost model, and their KV memory; a list for unlike ones
     engine     the engine's own settings, by their own names
-    router, links, faults, workload, seed, interval
+    gateways, router, links, faults, workload, seed, interval
 
 Names of settings and their ranges live here and in the parts that are asked; what they do, in the classes they end up in.
 """
@@ -21,7 +21,7 @@ from inference_stack.simulator.cost import cost_from
 from inference_stack.simulator.cost.roofline import RooflineCost
 from inference_stack.simulator.faults import faults_from
 from inference_stack.simulator.fleet import FleetSpec, NodeSpec
-from inference_stack.simulator.node import LinkSettings
+from inference_stack.simulator.line import LinkSettings
 from inference_stack.simulator.workloads import workload_from
 from inference_stack.simulator.workloads.reader import Reader
 
@@ -55,10 +55,13 @@ def fleet_from(plain: Mapping[str, Any], base: Path | None = None, origin: str =
         prefix_cache=engine.flag("prefix_cache", True),
         affinity=router.flag("affinity", True),
         max_queue=router.whole("max_queue", 1 << 20),
+        recovery_tokens=router.whole("recovery_tokens", 16384, low=1),
+        gateways=reader.whole("gateways", 1, low=1),
         link=LinkSettings(
             latency=links.number("latency_ms", 0.2) / 1000,
             silence=links.number("silence_seconds", 2.0, above=0.0),
             report=links.number("report_seconds", 0.25),
+            orphans=links.number("orphan_seconds", 30.0),
         ),
         faults=None if faults is None else faults_from(faults),
         workload=workload_from(workload, base=base, seed=seed),

@@ -77,11 +77,10 @@ class Account:
                 self._model.prefill.observe(max(0.0, now - self.arrival - self._queue_seconds))
             gaps = tokens - 1
         else:
-            for _ in range(tokens):
-                self._model.itl.observe((now - self.last_token) / tokens)
+            self._model.itl.observe((now - self.last_token) / tokens, tokens)
             gaps = 0
-        for _ in range(gaps):
-            self._model.itl.observe(0.0)
+        if gaps:
+            self._model.itl.observe(0.0, gaps)
         self.last_token = now
         self.completion_tokens += tokens
         self._model.generation_tokens.inc(tokens)

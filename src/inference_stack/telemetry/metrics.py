@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.metrics_core import Metric
 
 from inference_stack.core.stats import InstanceStats, Ledger
 from inference_stack.telemetry.aliases import Aliases
+from inference_stack.telemetry.hot import HotHistogram
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -119,8 +120,8 @@ class Metrics:
     def _gauge(self, name: str, help: str, *labels: str) -> Gauge:
         return Gauge(f"inference_stack_{name}", help, labels, registry=self.registry)
 
-    def _histogram(self, name: str, help: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(f"inference_stack_{name}", help, ("model",), buckets=buckets, registry=self.registry)
+    def _histogram(self, name: str, help: str, buckets: tuple[float, ...]) -> HotHistogram:
+        return HotHistogram(f"inference_stack_{name}", help, "model", buckets, self.registry)
 
     def _request_metrics(self) -> None:
         self.requests = self._counter("requests", "HTTP requests answered, by route and status.", "route", "status")

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from inference_stack.cli.bench.chaos_spec import Plan
 from inference_stack.cli.bench.spec import Load
 from inference_stack.cli.options import ConfigFile, with_settings
 from inference_stack.config.build import Given, build
@@ -76,6 +77,19 @@ def steps(
     errors = quality.held_out
     said = f"{errors.median:.1%} on the others in the median, by {errors.p90:.1%} or less for nine in ten"
     print(f"{len(samples)} samples in {output}; a model fitted to four fifths of them is off by {said}")
+
+
+@bench.command()
+@with_settings(Plan)
+def chaos(settings: list[Given]) -> None:
+    """Break a fleet of real processes, again and again, while clients check every byte. Exits 1 when a promise is broken."""
+    plan = build(Plan, settings)
+    from rich.console import Console
+
+    from inference_stack.cli.bench.chaos import break_fleet
+
+    result = break_fleet(plan, Console())
+    raise typer.Exit(0 if all(result["promises"].values()) else 1)
 
 
 def _measurable(config: Config) -> Config:

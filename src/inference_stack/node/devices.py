@@ -17,7 +17,7 @@ from inference_stack.core.errors import invalid
 from inference_stack.core.stats import Ledger
 
 UNUSED_GPU = "found, not used: the engine computes on CPU cores"
-NO_NVML = "there is a driver: pip install nvidia-ml-py to have GPUs listed"
+NO_NVML = "there is a driver: pip install inference-stack[nvml] to have GPUs listed"
 DRIVER = Path("/dev/nvidiactl")
 
 

@@ -13,9 +13,10 @@ import pytest
 from inference_stack.cli.certs import Authority, issue, write_authority
 from inference_stack.core.errors import InferenceError
 from inference_stack.core.seams import LinkClosed
+from inference_stack.wire.addresses import is_loopback
 from inference_stack.wire.grpc.dial import dial
 from inference_stack.wire.grpc.server import LinkServer
-from inference_stack.wire.grpc.tls import Tls, is_loopback
+from inference_stack.wire.grpc.tls import Tls
 from inference_stack.wire.messages import Beat
 
 NOW = datetime.now(UTC)

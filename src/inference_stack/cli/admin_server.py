@@ -19,7 +19,7 @@ from inference_stack.core.seams import Clock
 from inference_stack.gateway.admin import Requests, admin_app, read_token
 from inference_stack.gateway.audit import Audit
 from inference_stack.gateway.fleet import Fleet
-from inference_stack.wire.grpc.tls import is_loopback
+from inference_stack.wire.addresses import is_loopback
 
 
 class _Quiet(uvicorn.Server):

@@ -126,6 +126,11 @@ class EngineConfig:
         0.0, "Keep prompt chunks small enough that running streams see a token this often; 0 is off.", low=0
     )
     check_integrity: bool = knob(True, "Verify the KV bookkeeping whenever an engine falls idle.")
+    kv_events: str = knob(
+        "",
+        "HOST:PORT at which a worker publishes what its prefix cache holds, token ids included, as vLLM does over ZeroMQ; the next "
+        "port replays, and further models take the next pairs. Empty is off.",
+    )
     record: str = knob(
         "", "Folder in which every worker records what its schedulers were asked and decided, for `istack replay`."
     )

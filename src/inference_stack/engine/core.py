@@ -45,21 +45,23 @@ def _check_content(request: Request, instance: Instance) -> None:
 
 
 class EngineCore:
-    """Runs the instances of one device. `depth` (0, 1 or 2) is how far planning may run ahead of results. `closed` is called when
-    no more will be asked."""
+    """Runs the instances of one device. `depth` (0, 1 or 2) is how far planning may run ahead of results. `stepped` is called
+    after every step, each of `closed` when no more will be asked."""
 
     def __init__(
         self,
         instances: Sequence[Instance],
         clock: Clock,
         depth: int = 0,
-        closed: Callable[[], None] = lambda: None,
+        closed: Sequence[Callable[[], None]] = (),
+        stepped: Callable[[], None] = lambda: None,
     ) -> None:
         self._instances = {instance.name: instance for instance in instances}
         self._owner: dict[str, Instance] = {}
         self._clock = clock
         self._depth = depth
         self._closed = closed
+        self._stepped = stepped
         self._refused: list[TokenDelta] = []
         self.steps = 0
         self.laps: Laps = NoLaps()
@@ -103,6 +105,7 @@ class EngineCore:
         for delta in deltas:
             if delta.finish is not None:
                 self._owner.pop(delta.request_id, None)
+        self._stepped()
         return tuple(deltas)
 
     def stats(self) -> tuple[InstanceStats, ...]:
@@ -119,7 +122,8 @@ class EngineCore:
 
     def close(self) -> None:
         """Nothing more will be asked: what is written behind our back is written to the end."""
-        self._closed()
+        for close in self._closed:
+            close()
 
     def _advance(self, instance: Instance) -> list[TokenDelta]:
         began = self._clock.now()

@@ -20,6 +20,7 @@ from inference_stack.core.errors import InferenceError, invalid
 from inference_stack.core.fleet import ModelInfo
 from inference_stack.core.seams import Clock
 from inference_stack.engine.core import EngineCore, Instance
+from inference_stack.engine.kv_events import KvFeeds, events_capacity
 from inference_stack.engine.memory import arena_geometry
 from inference_stack.engine.recording import Schedulers
 from inference_stack.engine.simulated import SimulatedRunner, Timeline
@@ -72,10 +73,12 @@ class SimulatedStartup:
             slabs, schedulers = SlabPool(geometry), Schedulers(self._engine, geometry)
             served = [self._serve(model, slabs, schedulers) for model in models]
         instances = [instance for instance, _ in served]
-        core = EngineCore(instances, self._clock, self._engine.pipeline_depth, schedulers.close)
+        feeds = KvFeeds(self._config, instances, self._clock)
+        closed = (feeds.close, schedulers.close)
+        core = EngineCore(instances, self._clock, self._engine.pipeline_depth, closed, feeds.flush)
         infos = tuple(info for _, info in served)
         self._tell(device, models, infos, geometry)
-        self._account.derived |= schedulers.told
+        self._account.derived |= schedulers.told | feeds.told
         return core, Ready(models=infos, ledger=self._account.close(), kv_memory=geometry.arena_bytes)
 
     def _describe(self, entry: ModelEntry, device: Hardware) -> Simulated:
@@ -96,7 +99,13 @@ class SimulatedStartup:
         return geometry
 
     def _serve(self, model: Simulated, slabs: SlabPool, schedulers: Schedulers) -> tuple[Instance, ModelInfo]:
-        kv = KvManager(model.name, model.cost.kv_groups, slabs, prefix_cache=self._engine.prefix_cache)
+        kv = KvManager(
+            model.name,
+            model.cost.kv_groups,
+            slabs,
+            prefix_cache=self._engine.prefix_cache,
+            events_capacity=events_capacity(self._engine),
+        )
         wanted = self._engine.max_model_len
         longest = kv.capacity_tokens(min(wanted or model.dimensions.context, model.dimensions.context))
         rows, step_time = self._engine.max_running, timed(model.cost)

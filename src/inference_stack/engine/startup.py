@@ -16,6 +16,7 @@ from inference_stack.core.seams import Clock
 from inference_stack.engine.arena import Arena
 from inference_stack.engine.core import EngineCore, Instance
 from inference_stack.engine.device import CpuDevice
+from inference_stack.engine.kv_events import KvFeeds, events_capacity
 from inference_stack.engine.launcher import Beside, Inline, Launcher
 from inference_stack.engine.memory import arena_geometry, kv_bytes
 from inference_stack.engine.numerics import numerics_id
@@ -91,9 +92,11 @@ class Startup:
             workspace.seal()
             served = [self._serve(model, ops, schedulers) for model in placed]
         instances = [instance for instance, _ in served]
-        core = EngineCore(instances, self._clock, self._engine.pipeline_depth, schedulers.close)
+        feeds = KvFeeds(self._config, instances, self._clock)
+        closed = (feeds.close, schedulers.close)
+        core = EngineCore(instances, self._clock, self._engine.pipeline_depth, closed, feeds.flush)
         self._tell(placed, arena, ops)
-        account.derived |= schedulers.told
+        account.derived |= schedulers.told | feeds.told
         models = tuple(info for _, info in served)
         return core, Ready(models=models, ledger=account.close(), kv_memory=arena.geometry.arena_bytes)
 
@@ -132,7 +135,13 @@ class Startup:
         return Arena(self._device, geometry)
 
     def _place(self, loaded: Loaded, arena: Arena, slabs: SlabPool, ops: BoundOps) -> Placed:
-        kv = KvManager(loaded.name, loaded.groups, slabs, prefix_cache=self._engine.prefix_cache)
+        kv = KvManager(
+            loaded.name,
+            loaded.groups,
+            slabs,
+            prefix_cache=self._engine.prefix_cache,
+            events_capacity=events_capacity(self._engine),
+        )
         longest = kv.capacity_tokens(loaded.longest)
         if longest < SHORTEST_USEFUL:
             raise invalid(

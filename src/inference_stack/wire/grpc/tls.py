@@ -6,7 +6,6 @@ checks that a gateway's is a client's.
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import grpc
 
 from inference_stack.core.errors import InferenceError, invalid
+from inference_stack.wire.addresses import is_loopback
 
 log = logging.getLogger(__name__)
 
@@ -55,15 +55,6 @@ def server_credentials(address: str, tls: Tls) -> grpc.ServerCredentials | None:
         return None
     ca, cert, key = _files(tls)
     return grpc.ssl_server_credentials([(key, cert)], root_certificates=ca, require_client_auth=True)
-
-
-def is_loopback(address: str) -> bool:
-    """Whether an address of the form HOST:PORT never leaves this machine."""
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _allow_plain(address: str, tls: Tls) -> None:

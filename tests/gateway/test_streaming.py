@@ -82,7 +82,7 @@ def test_silence_is_filled_with_comments_even_in_the_queue() -> None:
     with live(comment_seconds=0.02) as server:
         server.house.script.hold_after = 0
         connection = send(server, chat_body(stream=True))
-        received = read_until(connection, b": waiting\n\n")
+        received = read_until(connection, b": waiting\n")
         assert b"200 OK" in received and b"data:" not in received
         server.call(server.house.script.go.set)
         received = read_until(connection, b"[DONE]")

@@ -8,6 +8,7 @@ from typing import Any, Generic, Literal, TypeVar, overload
 
 import httpx
 
+from inference_stack_client.errors import ClientError
 from inference_stack_client.exchange import Exchange, Settings
 from inference_stack_client.objects import Object, parse
 from inference_stack_client.stream import AsyncStream, Stream, send, send_async
@@ -54,6 +55,14 @@ def prepared(settings: Settings, path: str, body: dict[str, Any], options: Mappi
     return Exchange(replace(settings, headers=headers, **changes), "POST", path, body, bool(body.get("stream")))
 
 
+def answered(response: httpx.Response) -> Any:
+    """The answer's JSON. Raises `ClientError` where it is none: something else than the server must have answered."""
+    try:
+        return parse(response.content)
+    except ValueError as error:
+        raise ClientError(f"The answer is no JSON: {response.text[:200]!r}") from error
+
+
 @dataclass(frozen=True)
 class Raw:
     """`create` whose answer comes with its HTTP response."""
@@ -68,7 +77,7 @@ class Raw:
         response = send(self.http, exchange)
         if exchange.stream:
             return RawResponse(response, Stream(self.http, exchange, response))
-        return RawResponse(response, parse(response.content))
+        return RawResponse(response, answered(response))
 
 
 @dataclass(frozen=True)
@@ -85,7 +94,7 @@ class AsyncRaw:
         response = await send_async(self.http, exchange)
         if exchange.stream:
             return RawResponse(response, AsyncStream(self.http, exchange, response))
-        return RawResponse(response, parse(response.content))
+        return RawResponse(response, answered(response))
 
 
 @dataclass(frozen=True)
@@ -189,7 +198,7 @@ class Models:
 
     def list(self) -> Object:
         """The models that are served, in `data`. Raises `ClientError`."""
-        answer: Object = parse(send(self.http, Exchange(self.settings, "GET", "/models", None)).content)
+        answer: Object = answered(send(self.http, Exchange(self.settings, "GET", "/models", None)))
         return answer
 
 
@@ -203,5 +212,5 @@ class AsyncModels:
     async def list(self) -> Object:
         """The models that are served, in `data`. Raises `ClientError`."""
         response = await send_async(self.http, Exchange(self.settings, "GET", "/models", None))
-        answer: Object = parse(response.content)
+        answer: Object = answered(response)
         return answer

@@ -1,0 +1,28 @@
+"""The client is tested as it lies there, whether it is installed or not; and never waits as long as it would for a real server."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Pauses between attempts: they are written down, and are short."""
+    from inference_stack_client import exchange
+
+    real = exchange.pause
+    asked: list[float] = []
+
+    def noted(attempt: int, headers: object = None) -> float:
+        asked.append(real(attempt, headers))  # type: ignore[arg-type]
+        return 0.001
+
+    monkeypatch.setattr(exchange, "pause", noted)
+    monkeypatch.setattr(exchange, "SCATTER_SECONDS", 0.0)
+    return asked

@@ -15,7 +15,7 @@ from typing import Any
 
 from bench.gateway import measure
 from bench.gateway.measure import Lab
-from bench.gateway.systems import CAPACITY, DEFAULT, SYSTEMS, TOKENS, Site, packages
+from bench.gateway.systems import CAPACITY, DEFAULT, SYSTEMS, TOKENS, Site, find, packages
 from bench.peers import environments, machine
 from bench.peers.__main__ import RESULTS, anonymous, tell
 
@@ -24,8 +24,8 @@ from inference_stack.artifacts.catalogue import default_cache_dir
 FAILURES = (RuntimeError, OSError, ValueError)
 """What a system may do to a run without ending it."""
 
-SLOW = ("--preset", "a100-80", "--preset-model", "llama-3.2-3b", "--max-running", "2048", "--max-batch-tokens", "24")
-"""Steps of 24 tokens: 2,000 streams take turns and each gets about two tokens a second."""
+SLOW = ("--preset", "cpu", "--preset-model", "smollm2-135m", "--max-running", "350", "--max-batch-tokens", "384")
+"""A step of 350 rows takes half a second: six such nodes pace 2,000 streams at two tokens a second each."""
 
 ENVIRONMENTS = tuple(system.environment for system in SYSTEMS.values() if system.environment)
 
@@ -59,7 +59,7 @@ def _add_single(commands: Any) -> None:
         ("slope", "memory over many requests"),
     ):
         one = commands.add_parser(name, help=text)
-        one.add_argument("--system", default="apart-2")
+        one.add_argument("--system", default="apart-2x6" if name == "streams" else "apart-2")
         if name in ("bar", "latency"):
             one.add_argument("--rate", type=float, default=500.0 if name == "bar" else 0.0, help="requests per second")
         if name == "latency":
@@ -109,13 +109,18 @@ def rounds(lab: Lab, names: list[str], count: int, save: Save) -> int:
     return sum(bool(row["errors"]) for row in found.values())
 
 
+def processes(name: str) -> int:
+    """Processes of a system that share its port."""
+    return int(find(name)[1].partition("x")[0] or 1)
+
+
 def summary(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Median rates, also per gateway (or pump, or proxy) process, and ratios of ours to the others."""
     rates, per_process = {}, {}
     for name, row in found.items():
         if row["rounds"]:
             rates[name] = statistics.median(one["rate"] for one in row["rounds"])
-            per_process[name] = rates[name] / (int(name.rpartition("-")[2]) if name[-1].isdigit() else 1)
+            per_process[name] = rates[name] / processes(name)
     ours = [name for name in rates if name.startswith(("serve", "apart"))]
     ratios = {
         one: {

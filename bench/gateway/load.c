@@ -236,11 +236,11 @@ static double offered(void) {
     return found.sent > 1 ? (double)(found.sent - 1) * 1e9 / (double)(found.last_sent - found.first_sent) : 0;
 }
 
-/* The share of requests that ended well by the time the last one should have, going by the median: where a queue grows, the
- * median grows only half as fast, and the share falls below one. A constant delay does not touch it, up to a tenth of the time. */
+/* The share of requests that ended well by the time the last one should have, going by the third quartile: where a queue grows,
+ * latency grows until the end and a quarter of that growth is late. A constant delay does not touch it, up to a tenth of the time. */
 static double kept_up(void) {
     double tenth = (double)(found.last_sent - found.first_sent) / 10;
-    ns_t by = found.last_sent + (ns_t)fmin(quantile_ms(&found.e2e, 0.5) * 1e6, tenth);
+    ns_t by = found.last_sent + (ns_t)fmin(quantile_ms(&found.e2e, 0.75) * 1e6, tenth);
     long n = 0;
     for (long i = 0; i < found.ok; i++) n += found.ends[i] <= by;
     return found.sent ? (double)n / (double)found.sent : 0;

@@ -17,6 +17,9 @@ from bench.gateway.systems import TOKENS, Running, Site, find, running
 
 Tell = Callable[[str], None]
 
+ENOUGH = 300
+"""Requests of a trial, so that one late by chance is not a hundredth: at low rates trials last longer."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Lab:
@@ -75,8 +78,9 @@ def sustained_rate(lab: Lab, name: str, guess: float = 0.0) -> dict[str, Any]:
         memory = usage.pss_mb(system.processes)
 
         def trial(rate: float, seconds: float = lab.trial_s) -> dict[str, Any]:
-            found = shoot(system, _shot(lab, system, rate, seconds))
+            found = shoot(system, _shot(lab, system, rate, max(seconds, min(30.0, ENOUGH / rate))))
             lab.tell("  " + _line(name, found))
+            usage.settle(system.processes)
             return found
 
         search = Search(trial, lab.ttft_ms)
@@ -173,6 +177,7 @@ def fit(samples: Sequence[tuple[float, float]]) -> dict[str, float]:
 def slope(lab: Lab, name: str, requests: int, concurrency: int, tokens: int) -> dict[str, Any]:
     """Memory of every role over many requests. The fit leaves out the first tenth, in which caches fill."""
     with running(name, lab.site) as system:
+        _warm(lab, system, 100.0)
         samples: list[tuple[float, dict[str, float]]] = []
 
         def sample(line: dict[str, float]) -> None:

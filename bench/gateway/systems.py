@@ -1,6 +1,6 @@
 """What is measured: how each system starts, with every setting it is given, and what it is asked.
 
-    serve     istack serve, one gateway process with its node          apart-N  istack node, and istack gateway of N processes
+    serve     istack serve, one gateway process with its node          apart-NxM  istack gateway of N processes, M times istack node
     pump-*    the bare ASGI pump; -timed takes an engine's schedule    litellm, sglang-router  proxies before a bursting pump
 
 Nothing here measures.
@@ -31,7 +31,10 @@ CAPACITY = ("--max-running", "2048", "--max-batch-tokens", "8192", "--max-queue"
 """An engine that is not the limit. Its times are those of the default preset."""
 
 WORDS = ("the", "river", "and", "town", "road", "went", "on", "until", "light", "of", "morning", "came", "over", "hill")
-FILLING = 92
+ASKED_READY = 16
+"""Answers in a row that make a system ready: processes that share a port become ready one after the other."""
+
+FILLING = 90
 """Words beside the number, for a prompt of 128 tokens behind smollm2's template."""
 
 
@@ -93,7 +96,7 @@ def _launch(
     stack.callback(process.stop)
     if ready is not None:
         port, path = ready
-        process.wait(lambda: answers(port, path))
+        process.wait(lambda: all(answers(port, path) for _ in range(ASKED_READY)))
     return process
 
 
@@ -111,14 +114,17 @@ def _serve(stack: ExitStack, site: Site, _: str) -> Running:
 
 
 def _apart(stack: ExitStack, site: Site, count: str) -> Running:
-    port, inner = free_port(), free_port()
-    node = [*ISTACK, "node", MODEL, "--engine", "simulated", *site.engine, "--listen", f"127.0.0.1:{inner}"]
-    gateway = [*ISTACK, "gateway", MODEL, "--gateway-nodes", f"127.0.0.1:{inner}", "--port", str(port)]
-    gateway += ["--gateway-processes", count or "1"]
-    processes = {
-        "node": _launch(stack, site, "node", node, None, NONE),
-        "gateway": _launch(stack, site, "gateway", gateway, (port, "/ready"), NONE),
-    }
+    gateways, _, nodes = count.partition("x")
+    inner = [free_port() for _ in range(int(nodes or 1))]
+    processes = {}
+    for number, at in enumerate(inner, 1):
+        node = [*ISTACK, "node", MODEL, "--engine", "simulated", *site.engine, "--listen", f"127.0.0.1:{at}"]
+        name = f"node {number}" if len(inner) > 1 else "node"
+        processes[name] = _launch(stack, site, name, [*node, "--name", f"n{number}"], None, NONE)
+    port, addresses = free_port(), ",".join(f"127.0.0.1:{at}" for at in inner)
+    gateway = [*ISTACK, "gateway", MODEL, "--gateway-nodes", addresses, "--port", str(port)]
+    gateway += ["--gateway-processes", gateways or "1"]
+    processes["gateway"] = _launch(stack, site, "gateway", gateway, (port, "/ready"), NONE)
     return Running(port=port, processes=processes, extra={"ignore_eos": True}, ours=True)
 
 
@@ -179,10 +185,13 @@ DEFAULT = ("serve", "apart-2", "pump-stepped", "pump-stepped-2", "litellm", "sgl
 def find(name: str) -> tuple[System, str]:
     """A system by its name, which may end in a number of processes. Raises `ValueError` for an unknown one."""
     base, count = name, ""
-    if match := re.fullmatch(r"(.+)-(\d+)", name):
+    if match := re.fullmatch(r"(.+?)-(\d+(?:x\d+)?)", name):
         base, count = match.groups()
-    if base not in SYSTEMS or (count and base not in ("apart", "pump-stepped", "pump-timed", "pump-burst")):
-        raise ValueError(f"no system is called {name}; there are {', '.join(SYSTEMS)}; apart and pumps take -N")
+    many = base == "apart" or (base.startswith("pump") and "x" not in count)
+    if base not in SYSTEMS or (count and not many):
+        raise ValueError(
+            f"no system is called {name}; there are {', '.join(SYSTEMS)}; apart and pumps take -N, apart -NxM"
+        )
     return SYSTEMS[base], count
 
 

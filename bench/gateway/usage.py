@@ -5,11 +5,15 @@ Roles: gateway, node, worker (an engine's process, by its command), upstream, pu
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import psutil
 from bench.peers.process import Process
+
+RESTING_S = 0.03
+"""Processor seconds of a role in half a second, below which it has nothing to do."""
 
 WORKER = "inference_stack.engine.worker"
 
@@ -50,11 +54,24 @@ def read(processes: Mapping[str, Process]) -> Reading:
     return Reading(roles, whole.user + whole.nice + whole.system + whole.irq + whole.softirq)
 
 
-def between(before: Reading, after: Reading, wall: float, requests: int, load_cpu: float) -> dict[str, object]:
+def settle(processes: Mapping[str, Process], limit: float = 15.0) -> None:
+    """Wait until they rest, so that what one trial left behind is not the next one's load; not longer than `limit` seconds."""
+    until = time.monotonic() + limit
+    while time.monotonic() < until:
+        before = read(processes)
+        time.sleep(0.5)
+        found = between(before, read(processes), 0.5, 1, 0.0)
+        if all(row["cpu_s"] < RESTING_S for role, row in found.items() if role != "others"):
+            return
+
+
+def between(
+    before: Reading, after: Reading, wall: float, requests: int, load_cpu: float
+) -> dict[str, dict[str, float]]:
     """By role: processes, seconds, milliseconds a request, and the busiest process's share of a core. `others` is what the rest
     of the machine used: a run where it is not small was disturbed.
     """
-    found: dict[str, object] = {}
+    found: dict[str, dict[str, float]] = {}
     known = load_cpu
     for role, now in after.roles.items():
         spent = [seconds - before.roles.get(role, {}).get(pid, 0.0) for pid, seconds in now.items()]

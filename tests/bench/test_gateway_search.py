@@ -108,10 +108,15 @@ def test_medians_are_also_told_per_process_and_against_others() -> None:
     assert whole["ratios"]["apart-2"]["litellm"] == {"whole": 16.0, "per_process": 8.0}
 
 
-@pytest.mark.parametrize("name", ["nothing", "litellm-2", "serve-3"])
+@pytest.mark.parametrize("name", ["nothing", "litellm-2", "serve-3", "pump-burst-2x2"])
 def test_an_unknown_system_is_an_error(name: str) -> None:
     with pytest.raises(ValueError, match="no system is called"):
         systems.find(name)
+
+
+def test_a_name_tells_processes_and_nodes() -> None:
+    assert systems.find("apart-2x6") == (systems.SYSTEMS["apart"], "2x6")
+    assert [command.processes(name) for name in ("serve", "apart-2x6", "pump-burst-3")] == [1, 2, 3]
 
 
 def test_the_pump_makes_one_event_a_token() -> None:

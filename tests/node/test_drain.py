@@ -159,5 +159,6 @@ async def test_a_model_that_does_not_load_leaves_the_old_ones(monkeypatch: pytes
         assert again.models == ["m"]
         state = await gateway.state(lambda state: state.ready and "bad tensor" in state.workers[0].reason)
         assert [one.name for one in state.models] == ["m"]
+        assert all(state.error is None for state in gateway.states)
         await gateway.submit(request("a"))
         assert await again.got() == ["a"]

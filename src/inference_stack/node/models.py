@@ -63,14 +63,15 @@ class ModelChanges:
                 await self._change(others, f"unloading {name}")
 
     async def _change(self, entries: Entries, what: str) -> None:
-        before = self._entries
         for number, slot in enumerate(self._slots):
             failure = await self._restart(slot, entries, what)
             if failure is not None:
                 for changed in self._slots[: number + 1]:
-                    await self._restart(changed, before, f"back after {what}")
+                    await self._restart(changed, self._entries, f"back after {what}")
+                    self._open(changed)
                 self._refuse(f"{what} failed: {failure.message}")
                 return
+            self._open(slot)
         self._entries = entries
         log.info("%s: done", what)
 
@@ -78,11 +79,12 @@ class ModelChanges:
         """One worker, emptied, with other models; why it cannot serve them."""
         slot.accepting = False
         self._evacuate(slot, what)
-        try:
-            return await slot.supervisor.serve(entries)
-        finally:
-            slot.accepting = True
-            slot.supervisor.note(slot.supervisor.condition.reason)
+        return await slot.supervisor.serve(entries)
+
+    def _open(self, slot: Slot) -> None:
+        """It takes requests again; a worker that failed for good counts as such from now on."""
+        slot.accepting = True
+        slot.supervisor.note(slot.supervisor.condition.reason)
 
     def _refuse(self, reason: str) -> None:
         log.error("%s", reason)

@@ -49,6 +49,7 @@ def _worker_ledgers(workers: Iterable[Supervisor]) -> Iterator[Ledger]:
 
 
 def failure(slots: Sequence[Slot]) -> ErrorInfo | None:
-    """Why nothing can ever run here: every worker has failed for good. The first one's reason."""
-    conditions = [slot.supervisor.condition for slot in slots]
-    return conditions[0].error if all(condition.state == "failed" for condition in conditions) else None
+    """Why nothing can ever run here: every worker has failed for good. The first one's reason. Not while models change, since a
+    worker that cannot load new ones goes back to the old ones."""
+    given_up = all(slot.accepting and slot.supervisor.condition.state == "failed" for slot in slots)
+    return slots[0].supervisor.condition.error if given_up else None

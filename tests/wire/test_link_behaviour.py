@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import grpc
+import grpc.aio
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -14,6 +16,7 @@ from inference_stack.core.request import Continuation, FinishReason, Request, Sa
 from inference_stack.core.seams import LinkClosed
 from inference_stack.core.step import TokenDelta
 from inference_stack.wire.grpc.dial import dial
+from inference_stack.wire.grpc.protocol import CHANNEL_OPTIONS, LINK_KEY, PROMPTS, SERVICE, TALK, pb
 from inference_stack.wire.grpc.server import LinkServer
 from inference_stack.wire.messages import Abort, Attach, Beat, DrainNode, Lost, StepReport, Submit
 from tests.wire import strategies
@@ -204,3 +207,67 @@ async def test_a_taken_port_is_a_clear_error() -> None:
     with pytest.raises(InferenceError, match="Cannot listen"):
         await LinkServer(f"127.0.0.1:{server.port}", None, on_link).start()
     await server.stop()
+
+
+async def test_a_second_stream_must_be_of_the_same_connection() -> None:
+    """Whoever learnt the name of another's link can neither feed it nor take its place."""
+    seen: asyncio.Queue[Any] = asyncio.Queue()
+
+    async def on_link(link: Any, peer: str) -> None:
+        while True:
+            seen.put_nowait(await link.receive())
+
+    server = LinkServer("127.0.0.1:0", None, on_link)
+    await server.start()
+    metadata = ((LINK_KEY, "secret"),)
+    hello = pb.ToNode(hello=pb.Hello(wire_version=1)).SerializeToString()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=CHANNEL_OPTIONS) as owner:
+        talk = owner.stream_stream(f"/{SERVICE}/{TALK}")(metadata=metadata)
+        await talk.write(hello)
+        assert pb.FromNode.FromString(await talk.read()).welcome.wire_version == 1
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=CHANNEL_OPTIONS) as thief:
+            prompts = thief.stream_unary(f"/{SERVICE}/{PROMPTS}")(metadata=metadata)
+            assert await prompts.code() is grpc.StatusCode.NOT_FOUND
+            again = thief.stream_stream(f"/{SERVICE}/{TALK}")(metadata=metadata)
+            await again.write(hello)
+            assert await again.code() is grpc.StatusCode.INVALID_ARGUMENT
+        await talk.write(pb.ToNode(beat=pb.Beat(number=5)).SerializeToString())
+        assert await seen.get() == Beat(number=5, heard=0)
+        await talk.done_writing()
+    await server.stop()
+
+
+@pytest.mark.parametrize("first", [b"\xff", b"", pb.ToNode(beat=pb.Beat()).SerializeToString()])
+async def test_a_peer_that_does_not_say_hello_is_refused(first: bytes) -> None:
+    async def on_link(link: Any, peer: str) -> None:
+        raise AssertionError("it was let in")
+
+    server = LinkServer("127.0.0.1:0", None, on_link)
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=CHANNEL_OPTIONS) as channel:
+        talk = channel.stream_stream(f"/{SERVICE}/{TALK}")(metadata=((LINK_KEY, "x"),))
+        await talk.write(first)
+        assert await talk.code() is grpc.StatusCode.INVALID_ARGUMENT
+    await server.stop()
+
+
+async def test_garbage_on_a_link_ends_that_link_alone(connect: Connect, caplog: pytest.LogCaptureFixture) -> None:
+    bad, bad_node = await connect()
+    good, good_node = await connect()
+    await bad._talk.write(b"\xff\xff")
+    with pytest.raises(LinkClosed, match="makes no sense"):
+        await bad_node.receive()
+    with pytest.raises(LinkClosed):
+        await bad.receive()
+    assert "makes no sense" in caplog.text
+    await good.send(Beat(number=1, heard=0))
+    assert await good_node.receive() == Beat(number=1, heard=0)
+
+
+async def test_what_cannot_be_encoded_ends_the_link_with_a_reason(connect: Connect) -> None:
+    gateway, node = await connect()
+    await node.send(StepReport(deltas=(TokenDelta("a", 0, (-1,)),)))
+    with pytest.raises(LinkClosed, match="this end failed"):
+        await node.receive()
+    with pytest.raises(LinkClosed):
+        await gateway.receive()

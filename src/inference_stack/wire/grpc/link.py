@@ -124,6 +124,9 @@ class GrpcLink:
             self.finish(f"the connection is gone ({type(error).__name__})")
         except ProtocolError as error:
             self.finish(f"what came makes no sense: {error}")
+        except Exception as error:
+            log.exception("The link with %s failed at this end.", self.peer)
+            self.finish(f"this end failed: {error}")
 
     async def _read(self, read: Callable[[], Awaitable[Any]], decode: Callable[[bytes], Sequence[Any]]) -> None:
         while True:

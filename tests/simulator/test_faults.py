@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import pytest
 
 from inference_stack.core.errors import InferenceError
+from inference_stack.core.request import Request
 from inference_stack.core.step import TokenDelta
+from inference_stack.dispatch.dispatcher import Dispatcher
+from inference_stack.dispatch.flight import Flight
 from inference_stack.kv.manager import KvManager
 from inference_stack.scheduler.planner import Planner
 from inference_stack.scheduler.scheduler import Scheduler
 from inference_stack.simulator.clients import Broken
 from inference_stack.simulator.faults import FATES, GATEWAY, FaultPlan, faults_from
 from inference_stack.simulator.fleet import Fleet
+from inference_stack.simulator.line import LinkSettings
 from tests.simulator.parts import Listed, spec, traffic
 
 PLAN = FaultPlan(every=1.5, lasts=(0.2, 4.0))
@@ -29,6 +33,8 @@ def survive(seed: int, workload: Listed | None = None, plan: FaultPlan = PLAN) -
         depth=seed % 3,
         faults=replace(plan, seed=seed),
         gateways=1 + seed // 3 % 2,
+        recovery_tokens=300 if seed // 5 % 2 else 16384,
+        link=LinkSettings(latency=0.05 if seed // 2 % 2 else 0.0002),
         checks=1.0,
         patience=60.0,
         seed=seed,
@@ -88,6 +94,43 @@ def test_a_silent_node_is_given_up_and_comes_back_clean() -> None:
     assert all(outcome.finish == "length" for outcome in run.outcomes)
     fleet.loop.run(5.0)
     assert fleet.nodes[0].sound and not fleet.nodes[0].runs
+
+
+def given_up(hung: bool) -> Fleet:
+    """Long answers; a node hangs, or the only one is cut off, until it has been given up, and it is back before they have ended."""
+    arrivals = traffic(4, 2, rate=100.0).arrivals
+    long = Listed(tuple(replace(arrival, output_tokens=600, deadline=None) for arrival in arrivals))
+    fleet = Fleet(spec(long, nodes=1 + hung, link=LinkSettings(latency=0.05)))
+    node = fleet.nodes[0]
+    fleet.loop.at(0.5, node.hang if hung else lambda: node.cut(down=True, up=True))
+    fleet.loop.at(3.0, node.wake if hung else node.mend)
+    fleet.run()
+    return fleet
+
+
+@pytest.mark.parametrize("hung", [False, True])
+def test_what_a_node_computes_after_it_was_given_up_is_neither_told_twice_nor_kept(hung: bool) -> None:
+    fleet = given_up(hung)
+    assert [outcome.finish for outcome in fleet.ledger.outcomes] == ["length"] * 4
+    assert any(outcome.moves for outcome in fleet.ledger.outcomes)
+
+
+def test_streams_of_a_dead_gateway_go_on_through_another() -> None:
+    fleet = Fleet(spec(traffic(10, 2, rate=100.0), nodes=2, gateways=2))
+    fleet.loop.at(0.3, fleet.gateways[0].die)
+    run = fleet.run()
+    moved = {outcome.number for outcome in run.outcomes if outcome.moves}
+    assert moved and moved <= {0, 2, 4, 6, 8}
+    assert all(outcome.finish == "length" for outcome in run.outcomes)
+
+
+def test_a_drained_node_loses_nothing() -> None:
+    fleet = Fleet(spec(traffic(10, 2, rate=100.0), nodes=2))
+    fleet.loop.at(0.2, fleet.nodes[0].drain)
+    fleet.loop.at(0.6, fleet.nodes[0].leave)
+    run = fleet.run()
+    assert any(outcome.moves for outcome in run.outcomes)
+    assert all(outcome.finish == "length" for outcome in run.outcomes)
 
 
 # -- planted bugs: each class of them is caught
@@ -150,12 +193,74 @@ def _repeat_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Scheduler, "advance", advance)
 
 
-@pytest.mark.parametrize("plant", [_leak, _double_free, _starve, _lose_tokens, _repeat_tokens])
+def _forget_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Flight.next_attempt
+
+    def next_attempt(self: Flight) -> Request:
+        request = original(self)
+        known = request.continuation
+        return replace(request, continuation=replace(known, emitted=known.emitted[:-1]))
+
+    monkeypatch.setattr(Flight, "next_attempt", next_attempt)
+
+
+def _reuse_an_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Flight.next_attempt
+
+    def next_attempt(self: Flight) -> Request:
+        if self.moves:
+            self.attempt -= 1
+        return original(self)
+
+    monkeypatch.setattr(Flight, "next_attempt", next_attempt)
+
+
+def _leave_one_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Dispatcher._recover
+
+    def recover(self: Dispatcher, flights: Iterable[Flight], reason: str) -> None:
+        original(self, [flight for flight in flights if not flight.id.endswith("7")], reason)
+
+    monkeypatch.setattr(Dispatcher, "_recover", recover)
+
+
+def _stop_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Dispatcher, "_sweep", lambda self: None)
+
+
+def _condemn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Dispatcher._withdraw
+
+    def withdraw(self: Dispatcher, flight: Flight, node: object) -> None:
+        original(self, flight, node)  # type: ignore[arg-type]
+        flight.deaths += 3
+
+    monkeypatch.setattr(Dispatcher, "_withdraw", withdraw)
+
+
+def _let_ghosts_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Dispatcher.deltas
+
+    def deltas(self: Dispatcher, key: str, deltas: Iterable[TokenDelta]) -> None:
+        running = self._nodes.get(key).running  # type: ignore[union-attr]
+        present = {request_id: flight.attempt for request_id, flight in running.items()}
+        original(self, key, [replace(one, attempt=present.get(one.request_id, one.attempt)) for one in deltas])
+
+    monkeypatch.setattr(Dispatcher, "deltas", deltas)
+
+
+PLANTS = (_leak, _double_free, _starve, _lose_tokens, _repeat_tokens)
+DISPATCH_PLANTS = (_forget_a_token, _reuse_an_attempt, _leave_one_behind, _stop_nothing, _condemn_at_once)
+
+
+@pytest.mark.parametrize("plant", [*PLANTS, *DISPATCH_PLANTS, _let_ghosts_through])
 def test_a_planted_bug_is_caught(plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
     with pytest.raises((Broken, RuntimeError)):
         for seed in (1, 2, 4):
             survive(seed)
+        for hung in (False, True):
+            given_up(hung)
 
 
 def test_a_fleet_that_stands_still_is_noticed_without_checks(monkeypatch: pytest.MonkeyPatch) -> None:

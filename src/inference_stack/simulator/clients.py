@@ -183,8 +183,8 @@ class Clients:
         self._submit(created, gateway)
 
     def _gateway(self, number: int) -> Gateway | None:
-        living = [gateway for gateway in self.gateways if gateway.alive]
-        return living[number % len(living)] if living else None
+        ready = [gateway for gateway in self.gateways if gateway.ready]
+        return ready[number % len(ready)] if ready else None
 
     def _refusal(self, gateway: Gateway) -> InferenceError | None:
         try:

@@ -143,7 +143,7 @@ class Fury:
         kind, lasts = self._chance.choice(self.plan.kinds), self._chance.uniform(*self.plan.lasts)
         if kind == GATEWAY:
             gateway = self._chance.choice(self.gateways)
-            if sum(one.alive for one in self.gateways) > 1 and gateway.alive:
+            if gateway.ready and sum(one.ready for one in self.gateways) > 1:
                 gateway.die()
                 self._struck(gateway.name, kind, lasts, gateway.restart)
         else:

@@ -43,6 +43,11 @@ class Gateway:
         self.dispatcher.tick()
         self._loop.after(TICK_SECONDS, self._tick)
 
+    @property
+    def ready(self) -> bool:
+        """Whether clients are sent to it: it lives, and knows what is served."""
+        return self.alive and bool(self.dispatcher.models())
+
     # -- fates
 
     def die(self) -> None:

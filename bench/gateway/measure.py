@@ -133,7 +133,7 @@ def added_latency(lab: Lab, name: str, rate: float) -> dict[str, Any]:
 
 
 def streams(lab: Lab, name: str, engine: Sequence[str], count: int, tokens: int, ramp: float) -> dict[str, Any]:
-    """So many streams at once, each one long answer, on an engine whose flags make it slow."""
+    """So many streams at once, each one long answer to a short prompt, on an engine whose flags make it slow."""
     with running(name, replace(lab.site, engine=tuple(engine))) as system:
         memory: list[tuple[float, dict[str, float]]] = []
 
@@ -144,7 +144,7 @@ def streams(lab: Lab, name: str, engine: Sequence[str], count: int, tokens: int,
         shot = Shot(
             port=system.port,
             bearer=system.bearer,
-            body=system.body(tokens),
+            body=system.body(tokens, words=8),
             tokens=tokens,
             concurrency=count,
             requests=count,

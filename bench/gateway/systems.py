@@ -38,9 +38,9 @@ FILLING = 90
 """Words beside the number, for a prompt of 128 tokens behind smollm2's template."""
 
 
-def body(tokens: int = TOKENS, extra: Mapping[str, Any] | None = None) -> str:
-    """A request for `tokens` tokens after 128 of prompt."""
-    prompt = " ".join([MARK, *(WORDS[i % len(WORDS)] for i in range(FILLING))])
+def body(tokens: int = TOKENS, extra: Mapping[str, Any] | None = None, words: int = FILLING) -> str:
+    """A request for `tokens` tokens after 128 of prompt, or less with fewer `words`."""
+    prompt = " ".join([MARK, *(WORDS[i % len(WORDS)] for i in range(words))])
     asked = {
         "model": MODEL,
         "messages": [{"role": "user", "content": prompt}],
@@ -71,9 +71,9 @@ class Running:
     bearer: str = ""
     ours: bool = False
 
-    def body(self, tokens: int = TOKENS) -> str:
+    def body(self, tokens: int = TOKENS, words: int = FILLING) -> str:
         """What to ask it."""
-        return body(tokens, self.extra)
+        return body(tokens, self.extra, words)
 
     def commands(self) -> dict[str, list[str]]:
         """How its processes were started."""

@@ -25,7 +25,7 @@ FAILURES = (RuntimeError, OSError, ValueError)
 """What a system may do to a run without ending it."""
 
 SLOW = ("--preset", "cpu", "--preset-model", "smollm2-135m", "--max-running", "350", "--max-batch-tokens", "384")
-"""A step of 350 rows takes half a second: six such nodes pace 2,000 streams at two tokens a second each."""
+"""A step of 350 rows takes half a second: six such nodes pace 2,000 streams at two tokens a second each, once all have begun."""
 
 ENVIRONMENTS = tuple(system.environment for system in SYSTEMS.values() if system.environment)
 
@@ -68,9 +68,9 @@ def _add_single(commands: Any) -> None:
             one.add_argument("--slow-engine", default=" ".join(SLOW), help="flags of the engine that paces them")
         if name in ("streams", "slope"):
             one.add_argument("--count", type=int, default=2000 if name == "streams" else 300_000)
-            one.add_argument("--tokens", type=int, default=240 if name == "streams" else TOKENS)
+            one.add_argument("--tokens", type=int, default=400 if name == "streams" else TOKENS)
         if name == "streams":
-            one.add_argument("--ramp", type=float, default=45.0, help="seconds over which the streams begin")
+            one.add_argument("--ramp", type=float, default=20.0, help="seconds over which the streams begin")
         if name == "slope":
             one.add_argument("--concurrency", type=int, default=64)
 

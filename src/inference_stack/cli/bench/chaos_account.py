@@ -38,8 +38,9 @@ def excused(record: Record, faults: Sequence[Fault], harmless: Sequence[str]) ->
 
 
 def gaps(fault: Fault) -> list[float]:
-    """The longest silence of every stream that it hit, from its begin until it was undone."""
-    return [record.gap(fault.begin, max(fault.end, fault.begin + 1.0)) for record in fault.hit]
+    """The longest silence of every stream that it hit, from its begin until it was undone. Answers given at once have none."""
+    end = max(fault.end, fault.begin + 1.0)
+    return [record.gap(fault.begin, end) for record in fault.hit if record.case.streamed]
 
 
 def _spread(seconds: Sequence[float]) -> dict[str, float] | None:
@@ -72,6 +73,7 @@ def _requests(records: Sequence[Record], faults: Sequence[Fault], harmless: Sequ
         "resuming": sum(record.resuming for record in ended),
         "by_kind": dict(Counter(record.case.kind for record in ended)),
         "struck": len({record.number for fault in faults for record in fault.hit}),
+        "sent_again": sum(record.sent > 1 for record in records),
         "resumes": sum(record.resumes for record in records),
         "failed_resuming": len(failed) - len(stock),
         "failed_stock": len(stock) - len(with_gateway),

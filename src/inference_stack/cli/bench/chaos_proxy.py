@@ -122,12 +122,20 @@ def _abort(writer: asyncio.StreamWriter) -> None:
     writer.transport.abort()
 
 
+async def _end_others() -> None:
+    """Cancel what still runs in this loop."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
 class Proxy:
     """All wires, in a thread; a context manager."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
 
     def __enter__(self) -> Proxy:
         self._thread.start()
@@ -136,11 +144,10 @@ class Proxy:
     def __exit__(self, *problem: object) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
-        with contextlib.suppress(RuntimeError):  # tasks that were cut short
-            tasks = asyncio.all_tasks(self._loop)
-            for task in tasks:
-                task.cancel()
-            self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+
+    def _run(self) -> None:
+        self._loop.run_forever()
+        self._loop.run_until_complete(_end_others())
         self._loop.close()
 
     def wire(self, target: int) -> Wire:

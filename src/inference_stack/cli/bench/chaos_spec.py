@@ -38,7 +38,10 @@ class Plan:
 
 @dataclass(kw_only=True)
 class Record:
-    """One request as its client saw it. Times are seconds of one clock; `times` starts with `begin`, then has every event's."""
+    """One request as its client saw it. Times are seconds of one clock; `times` starts with `begin`, then has every event's.
+
+    A resuming client has `sent` it more than once where a gateway failed it, `resumes` times with the id of what it had already.
+    """
 
     number: int
     case: Case
@@ -48,6 +51,7 @@ class Record:
     times: list[float] = field(default_factory=list)
     end: float = 0.0
     id: str = ""
+    sent: int = 0
     resumes: int = 0
     error: str = ""
     wrong: str = ""

@@ -222,4 +222,5 @@ class Traffic:
     def _on_request(self, name: str, url: str, resumes: bool) -> None:
         record = self.records[int(name.removeprefix("chaos-"))]
         record.gateway = next(gateway for gateway, base in self._urls.items() if url.startswith(f"{base}/"))
+        record.sent += 1
         record.resumes += resumes

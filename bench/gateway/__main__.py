@@ -182,7 +182,7 @@ def main() -> int:
     if asked.command == "run":
         return int(rounds(lab, asked.only.split(","), asked.rounds, save) > 0)
     try:
-        save(asked.command, {"system": asked.system, **single(lab, asked)})
+        save(f"{asked.command} {asked.system}", {"system": asked.system, **single(lab, asked)})
     except FAILURES as error:
         tell(f"{asked.system}: {type(error).__name__}: {error}")
         return 1

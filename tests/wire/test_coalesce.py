@@ -3,7 +3,7 @@
 from collections import defaultdict
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference_stack.core.request import FinishReason
@@ -33,11 +33,13 @@ def told(reports: list[StepReport]) -> dict[tuple[str, int], list[Any]]:
     return {name: [life for life in lives if life] for name, lives in known.items()}
 
 
+@settings(max_examples=35)
 @given(st.lists(strategies.reports, min_size=1, max_size=4))
 def test_a_receiver_knows_the_same(reports: list[StepReport]) -> None:
     assert told([coalesce(reports)]) == told(reports)
 
 
+@settings(max_examples=35)
 @given(st.lists(strategies.reports, min_size=1, max_size=4))
 def test_reports_themselves_are_left_alone(reports: list[StepReport]) -> None:
     before = repr(reports)
@@ -45,6 +47,7 @@ def test_reports_themselves_are_left_alone(reports: list[StepReport]) -> None:
     assert repr(reports) == before
 
 
+@settings(max_examples=35)
 @given(st.lists(strategies.reports, min_size=2, max_size=4))
 def test_of_statistics_the_latest_of_each_model_count(reports: list[StepReport]) -> None:
     latest: dict[str, InstanceStats] = {stats.model: stats for report in reports for stats in report.stats}

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference_stack.core.errors import ErrorInfo, InferenceError
@@ -97,11 +97,13 @@ def test_requests_survive(requests: list[Request]) -> None:
     assert over(GatewayEnd(), NodeEnd(), message) == message
 
 
+@settings(max_examples=35)
 @given(strategies.reports)
 def test_reports_about_unknown_requests_survive(report: StepReport) -> None:
     assert over(NodeEnd(), GatewayEnd(), report) == report
 
 
+@settings(max_examples=35)
 @given(st.lists(strategies.reports, max_size=4))
 def test_reports_about_submitted_requests_survive(reports: list[StepReport]) -> None:
     gateway, node = GatewayEnd(), NodeEnd()
@@ -110,6 +112,7 @@ def test_reports_about_submitted_requests_survive(reports: list[StepReport]) -> 
     assert [over(node, gateway, report) for report in reports] == reports
 
 
+@settings(max_examples=35)
 @given(strategies.states)
 def test_states_survive(state: NodeState) -> None:
     assert over(NodeEnd(), GatewayEnd(), state) == state

@@ -262,6 +262,7 @@ class Chaos:
             self.h.dispatcher.lost(node, lost, "killed", True)
             self.h.dispatcher.state(node, state(node))
         self.settle()
+        self.h.dispatcher.check()
 
 
 ACTIONS = st.lists(

@@ -13,6 +13,7 @@ from inference_stack.core.step import TokenDelta
 from inference_stack.dispatch.dispatcher import Dispatcher
 from inference_stack.dispatch.flight import Flight
 from inference_stack.kv.manager import KvManager
+from inference_stack.policy.routing import Router
 from inference_stack.scheduler.planner import Planner
 from inference_stack.scheduler.scheduler import Scheduler
 from inference_stack.simulator.clients import Broken
@@ -238,6 +239,10 @@ def _condemn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Dispatcher, "_withdraw", withdraw)
 
 
+def _count_lost_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Router, "withdrawn", lambda self, node, prompt, uncached: None)
+
+
 def _let_ghosts_through(monkeypatch: pytest.MonkeyPatch) -> None:
     original = Dispatcher.deltas
 
@@ -250,7 +255,14 @@ def _let_ghosts_through(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 PLANTS = (_leak, _double_free, _starve, _lose_tokens, _repeat_tokens)
-DISPATCH_PLANTS = (_forget_a_token, _reuse_an_attempt, _leave_one_behind, _stop_nothing, _condemn_at_once)
+DISPATCH_PLANTS = (
+    _forget_a_token,
+    _reuse_an_attempt,
+    _leave_one_behind,
+    _stop_nothing,
+    _condemn_at_once,
+    _count_lost_load,
+)
 
 
 @pytest.mark.parametrize("plant", [*PLANTS, *DISPATCH_PLANTS, _let_ghosts_through])

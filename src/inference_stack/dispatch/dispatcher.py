@@ -150,6 +150,21 @@ class Dispatcher:
             flight.fail(error)
             self._given_up(flight)
 
+    def check(self) -> None:
+        """Integrity of all bookkeeping, for tests and simulations. Raises `RuntimeError` with what is wrong."""
+        running = [flight for node in self._nodes for flight in node.running.values()]
+        if len(running) != self._running:
+            raise RuntimeError(f"{len(running)} requests run, and {self._running} are counted")
+        for flight in [*running, *self._waiting.values()]:
+            if flight.done:
+                raise RuntimeError(f"request {flight.id} has ended, and is kept")
+        twice = {flight.id for flight in running} & self._waiting.keys()
+        if twice or len({flight.id for flight in running}) != len(running):
+            raise RuntimeError(f"a request runs twice, or waits beside running: {twice or running}")
+        if self._on_trial is not None and self._on_trial.done:
+            raise RuntimeError(f"request {self._on_trial.id} is on trial, and has ended")
+        self._placement.check()
+
     # -- from nodes
 
     def attached(self, key: str) -> None:

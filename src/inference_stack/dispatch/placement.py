@@ -149,6 +149,22 @@ class Placement:
         flight.uncached = -1
         self._recovered(flight, node)
 
+    def check(self) -> None:
+        """Raise `RuntimeError` unless what is believed of every node is what runs there."""
+        for node in self._nodes:
+            flights = list(node.running.values())
+            recovering = sum(flight.recompute for flight in flights if flight.recovering)
+            if node.recovering != recovering:
+                raise RuntimeError(f"node {node.key} is to recompute {recovering} tokens, not {node.recovering}")
+            if node.reserved is not None and node.reserved.done:
+                raise RuntimeError(f"node {node.key} is kept for {node.reserved.id}, which has ended")
+            for model, router in self._routers.items():
+                mine = [flight for flight in flights if flight.request.model == model]
+                uncached = sum(max(flight.uncached, 0) for flight in mine)
+                context = sum(len(flight.request.continuation.prompt) for flight in mine)
+                if router.ahead(node.number) != (len(mine), uncached, context):
+                    raise RuntimeError(f"node {node.key} is taken to have {router.ahead(node.number)} of {model} ahead")
+
     # -- inside
 
     def _recovered(self, flight: Flight, node: Node) -> None:

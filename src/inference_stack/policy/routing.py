@@ -151,6 +151,10 @@ class Router:
             self._queued[node] = 0
             self.prefixes.lost(node)
 
+    def ahead(self, node: int) -> tuple[float, float, float]:
+        """What is believed to be at a node: requests, tokens of prompts not computed yet, tokens of all their prompts."""
+        return float(self._requests[node]), float(self._prompt[node]), float(self._context[node])
+
     def back(self, node: int) -> None:
         """A node may be used (again)."""
         self.usable[node] = True

@@ -26,7 +26,7 @@ from inference_stack.simulator.cost.speed import timed
 from inference_stack.simulator.faults import FaultPlan, Fury
 from inference_stack.simulator.gateway import Gateway
 from inference_stack.simulator.instance import Instance
-from inference_stack.simulator.invariants import check_nodes, check_progress, check_rest
+from inference_stack.simulator.invariants import check_gateways, check_nodes, check_progress, check_rest
 from inference_stack.simulator.ledger import ITL_EDGES, Ledger
 from inference_stack.simulator.line import Line, LinkSettings
 from inference_stack.simulator.loop import Loop
@@ -234,6 +234,7 @@ class Fleet:
 
     def _check(self) -> None:
         check_nodes(self.nodes)
+        check_gateways(self.gateways)
         check_progress(self.clients, self.nodes, self.loop.now(), self.spec.patience)
         self.loop.after(self.spec.checks, self._check)
 

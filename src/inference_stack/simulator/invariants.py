@@ -1,6 +1,6 @@
 """What must hold whatever happens: checked while a fleet runs, and when it has come to rest.
 
-always   integrity of every pool and scheduler; tokens in order, none lost, twice or changed (`clients` sees to it)
+always   integrity of every pool, scheduler and dispatcher; tokens in order, none lost, twice or changed (`clients` sees to it)
 at rest  every arrival has an outcome; nothing is held: no block, slot or slab in use or fenced
 no starvation: a request whose node is well gets on, or ends, within a bound
 """
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from inference_stack.dispatch.flight import Flight
 from inference_stack.simulator.clients import Broken, Clients
+from inference_stack.simulator.gateway import Gateway
 from inference_stack.simulator.ledger import Ledger
 from inference_stack.simulator.node import Node
 
@@ -26,6 +27,15 @@ def check_nodes(nodes: Sequence[Node]) -> None:
                 node.instance.scheduler.check()
             except RuntimeError as error:
                 raise Broken(f"node {node.number}: {error}") from error
+
+
+def check_gateways(gateways: Sequence[Gateway]) -> None:
+    """Integrity of every gateway's bookkeeping. Raises `Broken`."""
+    for gateway in gateways:
+        try:
+            gateway.dispatcher.check()
+        except RuntimeError as error:
+            raise Broken(f"{gateway.name}: {error}") from error
 
 
 def check_progress(clients: Clients, nodes: Sequence[Node], now: float, patience: float) -> None:
@@ -67,3 +77,4 @@ def check_rest(clients: Clients, nodes: Sequence[Node], ledger: Ledger) -> None:
         if usage.used or usage.fenced or stats.running or stats.waiting:
             raise Broken(f"node {node.number} rests, but holds {usage.used} blocks, {stats.running} running requests")
     check_nodes(nodes)
+    check_gateways(clients.gateways)

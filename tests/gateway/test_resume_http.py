@@ -5,21 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
+import inference_stack_client as sdk
 import openai
 import pytest
 
 from inference_stack.core.errors import unavailable
 from tests.gateway.house import MODEL, TEXTS, Live, chat_body, live
 from tests.gateway.resuming import CHAT, SECRET, encoded, kept, parsed, streamed, told
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "sdk" / "python" / "src"))
-import inference_stack_client as sdk
 
 HI: Any = [{"role": "user", "content": "Hi"}]
 

@@ -1,21 +1,15 @@
-"""The client is tested as it lies there, whether it is installed or not; and never waits as long as it would for a real server."""
+"""In tests the client never waits as long as it would for a real server."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
-sys.path.insert(0, str(Path(__file__).parent))
+from inference_stack_client import exchange
 
 
 @pytest.fixture(autouse=True)
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Pauses between attempts: they are written down, and are short."""
-    from inference_stack_client import exchange
-
     real = exchange.pause
     asked: list[float] = []
 

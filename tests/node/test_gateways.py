@@ -9,7 +9,7 @@ from inference_stack.core.stats import InstanceStats
 from inference_stack.core.step import TokenLogprob
 from inference_stack.node.gateways import MOST_WAITING, GatewayLink
 from inference_stack.wire.messages import Abort, Attach, Beat, StepReport, Submit
-from tests.node.world import HandClock, delta, moved, request, turns, world
+from tests.node.world import Gateway, HandClock, delta, moved, request, turns, world
 
 
 async def test_each_gateway_hears_of_its_own_requests(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,6 +180,19 @@ async def test_a_gateway_that_is_back_may_abort_what_it_left_and_others_may_not(
         await turns()
         await again.abort("b")
         assert await worker.aborted() == ("b",)
+
+
+async def test_what_was_asked_on_an_older_link_may_be_aborted_before_that_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with world(monkeypatch) as scene:
+        worker = await scene.worker()
+        old = await scene.gateway("one", boot="x")
+        await old.submit(request("a"))
+        await worker.got()
+        anew = await Gateway(scene.agent, "one", "x").attach()
+        await anew.abort("a")
+        assert await worker.aborted() == ("a",)
 
 
 async def test_nobody_aborts_a_living_gateways_requests(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,10 +89,10 @@ class Exchange:
         link.tell(StepReport(deltas=(replay,), at=self._clock.wall()))
 
     def abort(self, link: GatewayLink, request_ids: Iterable[str]) -> None:
-        """A gateway's own requests end, also those that it left behind on an earlier link."""
+        """A process's own requests end, also those that it left behind on an earlier link."""
         for request_id in request_ids:
             run = self._runs.get(request_id)
-            if run is not None and (run.owner is link or (run.owner is None and run.gateway == link.process)):
+            if run is not None and run.gateway == link.process:
                 self._end(run)
         self.release()
 

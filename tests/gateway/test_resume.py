@@ -253,6 +253,16 @@ async def test_a_full_queue_does_not_keep_a_stream_from_going_on() -> None:
     assert told([*had, *rest], 0).text == TEXTS[0]
 
 
+async def test_the_deadline_of_the_first_token_has_been_met_before() -> None:
+    here, there = sharing(), sharing()
+    body = encoded(chat_body())
+    had = await cut(here, body, 2)
+    deadlines = {"x-ttft-deadline-ms": "1000", "x-deadline-ms": "60000"}
+    await streamed(there, CHAT, body, had[-1].id, **deadlines)
+    urgency = there.dispatch.requests[0].qos
+    assert urgency.ttft_deadline is None and urgency.deadline is not None
+
+
 async def test_nothing_is_counted_twice() -> None:
     here, there = sharing(), sharing()
     body = encoded(chat_body())

@@ -161,7 +161,9 @@ def submit(gateway: Gateway, job: Job, sink: Sink, over: Over) -> Running:
     """Start a job: `sink` is fed until every choice has ended, then `over` is called; or as soon as one fails, with its problem.
     Raises `InferenceError` when it is refused."""
     gateway.refuse_when_draining()
-    if not job.resumed:
+    if job.resumed:
+        job.qos = replace(job.qos, ttft_deadline=None)  # its client has seen the first token
+    else:
         gateway.dispatch.admit(job.model.name, len(job.prompts) * job.n)
     running = Running(gateway, job, sink, over)
     running.start()

@@ -22,6 +22,7 @@ from starlette.applications import Starlette
 from inference_stack.artifacts.files import ModelFiles
 from inference_stack.cli.admin_server import admin_server
 from inference_stack.cli.compose import dispatch_limits, listen
+from inference_stack.cli.external import Externals
 from inference_stack.cli.http import GatewayServer
 from inference_stack.cli.models import fetch, placed
 from inference_stack.cli.processes import Children
@@ -35,6 +36,7 @@ from inference_stack.frontend.load import load_frontend
 from inference_stack.gateway.admin import requests_json
 from inference_stack.gateway.app import create_app
 from inference_stack.gateway.connect import Connector
+from inference_stack.gateway.external import is_external
 from inference_stack.gateway.fleet import Fleet
 from inference_stack.gateway.resume import resume_secret
 from inference_stack.telemetry.logs import set_up_logs
@@ -77,6 +79,7 @@ class GatewayProcess:
         limits = dispatch_limits(config)
         self._fleet = Fleet(name, limits, config.gateway.silence_seconds, self._clock, self._metrics, self._on_state)
         self._tls = tls_of(config.tls)
+        self._external = Externals(self._config, files)
         answers = {"metrics": self._metrics.render, "requests": lambda: requests_json(self._fleet, self._clock)}
         self._siblings = Siblings(place.folder, place.number, place.count, answers) if place.folder else None
 
@@ -121,6 +124,8 @@ class GatewayProcess:
         return list((await self._siblings.ask_all("requests")).values())
 
     async def _dial(self, address: str) -> Link[ToNode, FromNode]:
+        if is_external(address):
+            return await self._external.dial(address, self._clock)
         return await dial(address, self._tls)
 
     def _on_state(self, state: NodeState) -> None:

@@ -2,7 +2,8 @@
 
     host:port          one node
     dns:name:port      every address that the name has
-    file:path          one host:port a line; # begins a comment
+    openai:URL         an external OpenAI-compatible server: http(s)://host:port, and the path before /v1 if there is one
+    file:path          one host:port or openai:URL a line; # begins a comment
 
 A source that cannot be read keeps what it said last: a name server's bad minute must not take a fleet down.
 """
@@ -23,6 +24,7 @@ from inference_stack.core.seams import Clock
 log = logging.getLogger(__name__)
 
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(\d{1,5})")
+_EXTERNAL = re.compile(r"openai:https?://([^/]+)((?:/[A-Za-z0-9._~-]+)*)/?")
 
 
 class Source(Protocol):
@@ -39,6 +41,19 @@ def address(text: str) -> str:
     if found is None or not 0 < int(found[2]) < 65536:
         raise ValueError(f"not HOST:PORT: {text!r}")
     return text
+
+
+def place(text: str) -> str:
+    """A node's HOST:PORT, or an external server's openai:URL. Raises `ValueError`."""
+    if not text.startswith("openai:"):
+        return address(text)
+    found = _EXTERNAL.fullmatch(text)
+    if found is None:
+        raise ValueError(f"not openai:http://HOST:PORT: {text!r}")
+    if found[2].endswith("/v1"):
+        raise ValueError(f"the URL is to end before /v1: {text!r}")
+    address(found[1])
+    return text.rstrip("/")
 
 
 @dataclass(frozen=True)
@@ -73,7 +88,7 @@ class File:
     async def look(self) -> frozenset[str]:
         text = await asyncio.to_thread(self.path.read_text, "utf-8")
         lines = (line.partition("#")[0].strip() for line in text.splitlines())
-        return frozenset(address(line) for line in lines if line)
+        return frozenset(place(line) for line in lines if line)
 
 
 def sources(text: str) -> tuple[Source, ...]:
@@ -89,9 +104,9 @@ def _source(text: str) -> Source:
         if kind == "dns":
             host, _, port = address(rest).rpartition(":")
             return Name(host.strip("[]"), int(port))
-        return Static(address(text))
+        return Static(place(text))
     except ValueError as error:
-        hint = "HOST:PORT, dns:NAME:PORT or file:PATH"
+        hint = "HOST:PORT, dns:NAME:PORT, openai:URL or file:PATH"
         raise invalid(
             f"gateway.nodes: {error}; expected {hint}", param="gateway.nodes", code="invalid_config"
         ) from None

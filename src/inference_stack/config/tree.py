@@ -40,8 +40,10 @@ class GatewayConfig:
     nodes: str = knob(
         "",
         "Nodes of `istack gateway`, separated by commas: HOST:PORT, dns:NAME:PORT (every address of the name), "
-        "file:PATH (one HOST:PORT a line; may change).",
+        "openai:URL (an external OpenAI-compatible server, its URL before /v1), file:PATH (one of these a line; may change).",
     )
+    external_key: str = knob("", "File with the API key for external OpenAI-compatible servers.")
+    external_running: int = knob(64, "Completions that an external server is taken to run at once.", low=1)
     refresh_seconds: float = knob(2.0, "How often names and files of nodes are looked up again.", low=0.05)
     processes: int = knob(1, "Gateway processes that share the port.", low=1)
     silence_seconds: float = knob(

@@ -117,6 +117,7 @@ class CompletionRenderer:
         self._job = job
         self._echo = bool(body.echo)
         self._ranked = body.prompt_logprobs
+        self._as_ids = bool(body.return_tokens_as_token_ids)
         self._null_usage = None if job.include_usage else UNSET
         self._fast: dict[int, tuple[bytes, bytes]] = {}
 
@@ -190,7 +191,7 @@ class CompletionRenderer:
 
     def _columns(self, entries: Sequence[TokenEntry]) -> TextLogprobs | None:
         wanted = self._job.params.logprobs
-        return None if wanted is None else text_logprobs(entries, wanted)
+        return None if wanted is None else text_logprobs(entries, wanted, self._as_ids)
 
     def _ranks(self, choice: Choice) -> PromptLogprobs | UnsetType:
         if self._ranked is None:

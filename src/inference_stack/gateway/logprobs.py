@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from inference_stack.core.step import TokenLogprob
-from inference_stack.frontend.completion import TokenEntry
+from inference_stack.frontend.completion import TokenEntry, TopEntry
 from inference_stack.frontend.tokenizer import Tokenizer
 from inference_stack.gateway.replies import (
     ChatLogprobs,
@@ -46,26 +46,31 @@ def _chat_entry(entry: TokenEntry, alternatives: int) -> ChatTokenLogprob:
     return ChatTokenLogprob(entry.text, _finite(entry.logprob), list(entry.utf8), top)
 
 
-def text_logprobs(entries: Iterable[TokenEntry], alternatives: int) -> TextLogprobs:
-    """The columns of a text completion. An entry without a log probability, the first of a prompt, has null in two."""
+def text_logprobs(entries: Iterable[TokenEntry], alternatives: int, as_ids: bool = False) -> TextLogprobs:
+    """The columns of a text completion. An entry without a log probability, the first of a prompt, has null in two. Tokens are
+    named by their text, or `as_ids`."""
     columns = TextLogprobs([], [], [], [])
     for entry in entries:
-        columns.tokens.append(unique_text(entry.utf8))
+        columns.tokens.append(_name(entry, as_ids))
         columns.text_offset.append(entry.offset)
         if entry.logprob is None:
             columns.token_logprobs.append(None)
             columns.top_logprobs.append(None)
         else:
             columns.token_logprobs.append(_finite(entry.logprob))
-            columns.top_logprobs.append(_top(entry, alternatives))
+            columns.top_logprobs.append(_top(entry, alternatives, as_ids))
     return columns
 
 
-def _top(entry: TokenEntry, alternatives: int) -> dict[str, float]:
+def _top(entry: TokenEntry, alternatives: int, as_ids: bool) -> dict[str, float]:
     """The likeliest tokens, and the chosen one if it is not among them."""
-    top = {unique_text(other.utf8): _finite(other.logprob) for other in entry.top[:alternatives]}
-    top.setdefault(unique_text(entry.utf8), _finite(entry.logprob))
+    top = {_name(other, as_ids): _finite(other.logprob) for other in entry.top[:alternatives]}
+    top.setdefault(_name(entry, as_ids), _finite(entry.logprob))
     return top
+
+
+def _name(entry: TokenEntry | TopEntry, as_id: bool) -> str:
+    return f"token_id:{entry.token}" if as_id else unique_text(entry.utf8)
 
 
 def prompt_ranks(tokenizer: Tokenizer, entries: Sequence[TokenLogprob], alternatives: int) -> PromptLogprobs:

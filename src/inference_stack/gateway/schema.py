@@ -158,6 +158,7 @@ class CompletionRequest(Generating, kw_only=True):
     logprobs: Alternatives | None = None
     best_of: Annotated[int, Meta(ge=1, le=128)] | None = None
     suffix: Annotated[str, Meta(max_length=0)] | None = None
+    return_tokens_as_token_ids: bool | None = None
 
 
 class TokenizeRequest(Body, kw_only=True):

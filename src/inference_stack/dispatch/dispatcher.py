@@ -63,7 +63,7 @@ class Watcher(Protocol):
 class Limits:
     """`max_queue`: completions that may wait beyond those running. `recovery_tokens`: to recompute, sent to a node at once.
     `fail_on_mismatch`: rather fail a stream than let it go on with other numerics. `homeless_seconds`: how long a stream waits
-    while no node at all can be reached. `chunk_tokens`: of a prompt, that a node's step is taken to compute."""
+    while no node can be reached that serves its model, or may come to. `chunk_tokens`: of a prompt, that a node's step is taken to compute."""
 
     max_queue: int = 512
     recovery_tokens: int = 16384
@@ -87,7 +87,7 @@ class Dispatcher:
         self._on_trial: Flight | None = None
         self._drain_rate = DrainRate()
         self._known: dict[str, ModelInfo] = {}
-        self._reachable_at = now()
+        self._hope_at: dict[str, float] = {}
         self._littered: dict[str, Node] = {}
 
     # -- for those who ask
@@ -137,15 +137,19 @@ class Dispatcher:
         if not decision.admitted:
             raise queue_full(decision.retry_after)
 
-    def submit(self, request: Request, sink: Sink, names: Sequence[bytes] = (), holder: bytes = b"") -> Flight:
-        """Accept a request: it runs, or waits, until it ends or is aborted. `holder` is a `node_hint` to prefer."""
-        flight = Flight(request, sink, self._given_up, self._now(), names, holder)
+    def submit(
+        self, request: Request, sink: Sink, names: Sequence[bytes] = (), holder: bytes = b"", numerics: str = ""
+    ) -> Flight:
+        """Accept a request: it runs, or waits, until it ends or is aborted. `holder` is a `node_hint` to prefer, `numerics` the
+        `numerics_id` that computed what its client has already."""
+        flight = Flight(request, sink, self._given_up, self._now(), names, holder, numerics)
         self._waiting[flight.id] = flight
         self._place((flight,))
         return flight
 
     def fail_all(self, error: ErrorInfo) -> None:
         """End every stream with `error`; for the end of a drain."""
+        self._fail_waiting(error)
         for flight in self.flights():
             flight.fail(error)
             self._given_up(flight)
@@ -168,7 +172,8 @@ class Dispatcher:
     # -- from nodes
 
     def attached(self, key: str) -> None:
-        """A link to this node is up. Its state comes next."""
+        """A link to this node is up, and any earlier one is over. Its state comes next."""
+        self.detached(key, "attached anew")
         node = self._nodes.get(key) or self._add(key)
         node.linked = True
         node.state = None
@@ -176,6 +181,7 @@ class Dispatcher:
     def state(self, key: str, state: NodeState) -> None:
         """A node tells of itself."""
         node = self._node(key)
+        self._look_around()
         node.take_state(state)
         self._placement.changed(node)
         self._known = self._placement.models(self._known)
@@ -217,7 +223,7 @@ class Dispatcher:
         node = self._nodes.get(key)
         if node is None or not node.linked:
             return
-        self._reachable_at = self._now()
+        self._look_around()
         flights = list(node.running.values())
         if flights:
             node.left_behind.update(node.running)
@@ -231,23 +237,26 @@ class Dispatcher:
 
     def tick(self) -> None:
         """Called about ten times a second: deadlines pass, and patience ends, while nothing arrives."""
-        now = self._now()
-        for flight in list(self._waiting.values()):
-            qos = flight.request.qos
-            deadlines = (qos.deadline, None if flight.emitted else qos.ttft_deadline)
-            if any(deadline is not None and deadline < now for deadline in deadlines):
-                flight.fail(deadline_exceeded())
-                self._given_up(flight)
+        self._look_around()
         if not self._waiting:
             return
+        now = self._now()
+        self._fail([flight for flight in self._waiting.values() if _late(flight, now)], deadline_exceeded())
         broken = self._all_broken()
         if broken is not None:
             self._fail_waiting(broken)
-        elif any(node.linked for node in self._nodes):
-            self._reachable_at = now
-            self._place_waiting()
-        elif now - self._reachable_at > self._limits.homeless_seconds:
-            self._fail_waiting(unavailable("No node can be reached.").info)
+        self._fail([flight for flight in self._waiting.values() if self._homeless(flight, now)], _nowhere())
+        self._place_waiting()
+
+    def _look_around(self) -> None:
+        """Note the time, for every model that some node in reach serves or may come to serve."""
+        now = self._now()
+        for model in self._known:
+            if any(node.may_serve(model) for node in self._nodes):
+                self._hope_at[model] = now
+
+    def _homeless(self, flight: Flight, now: float) -> bool:
+        return now - self._hope_at.get(flight.request.model, now) > self._limits.homeless_seconds
 
     # -- placing
 
@@ -263,6 +272,7 @@ class Dispatcher:
     def _place(self, flights: Iterable[Flight]) -> None:
         """Send what may be sent, one message per node."""
         batches: dict[str, list[Request]] = {}
+        hopeless: list[Flight] = []
         for flight in flights:
             node = None if flight.suspect and not self._may_try(flight) else self._placement.node_for(flight)
             if node is not None and flight.must_be_alone and node.running:
@@ -271,10 +281,10 @@ class Dispatcher:
             if node is not None:
                 batches.setdefault(node.key, []).append(self._depart(flight, node))
             elif self._placement.impossible(flight):
-                flight.fail(unavailable("No node computes as this stream's first one did.").info)
-                self._given_up(flight)
+                hopeless.append(flight)
         for key, requests in batches.items():
             self._orders.send(key, tuple(requests))
+        self._fail(hopeless, unavailable("No node computes as this stream's first one did.").info)
         self._sweep()
 
     def _may_try(self, flight: Flight) -> bool:
@@ -343,7 +353,7 @@ class Dispatcher:
         for flight in flights:
             if flight.deaths > ALONE_DEATHS:
                 flight.fail(worker_crashed())
-            else:
+            elif not flight.done:  # it may have failed with the one before it
                 flight.moves += 1
                 flight.recovering = True
                 flight.since = self._now()
@@ -356,11 +366,17 @@ class Dispatcher:
         self._place_waiting()
 
     def _fail_waiting(self, error: ErrorInfo) -> None:
-        waiting, self._waiting = self._waiting, {}
-        for flight in waiting.values():
+        self._fail(list(self._waiting.values()), error)
+
+    def _fail(self, flights: list[Flight], error: ErrorInfo) -> None:
+        """End what waits. All leave before any is told: whoever is told may abort others, and then what is left is placed."""
+        for flight in flights:
+            del self._waiting[flight.id]
+        for flight in flights:
             flight.fail(error)
             self._acquit(flight)
-        self._sweep()
+        if flights:
+            self._sweep()
 
     # -- nodes
 
@@ -388,6 +404,21 @@ class Dispatcher:
 
     def _all_broken(self) -> ErrorInfo | None:
         """Why nothing will ever be served, once every node in reach has given up."""
-        linked = [node for node in self._nodes if node.linked]
-        errors = [node.state.error for node in linked if node.state is not None and node.state.error is not None]
-        return unavailable(errors[0].message).info if errors and len(errors) == len(linked) else None
+        first: ErrorInfo | None = None
+        for node in self._nodes:
+            if node.linked:
+                if node.state is None or node.state.error is None:
+                    return None  # usually the first: this is asked for every request
+                first = first or node.state.error
+        return None if first is None else unavailable(first.message).info
+
+
+def _late(flight: Flight, now: float) -> bool:
+    """Whether a deadline has passed. That of the first token is met once there is one."""
+    qos = flight.request.qos
+    deadlines = (qos.deadline, None if flight.emitted else qos.ttft_deadline)
+    return any(deadline is not None and deadline < now for deadline in deadlines)
+
+
+def _nowhere() -> ErrorInfo:
+    return unavailable("No node that serves the model can be reached.").info

@@ -27,7 +27,8 @@ class Flight:
 
     `names` are its prompt's block names, for prefix affinity; `holder` hints at the node that may still compute it.
     `deaths` counts worker deaths that it was present in since it last made progress; `node` is where it runs now, `numerics`
-    the `numerics_id` that computed what was emitted; `uncached` the known tokens that its node has yet to compute, -1 once it has
+    the `numerics_id` that computed what was emitted, here or (`bound`) before its client came back; `uncached` the known tokens that
+    its node has yet to compute, -1 once it has
     emitted there; `recovering` flights recompute `recompute` tokens after a loss.
     """
 
@@ -37,6 +38,7 @@ class Flight:
         "_prompt_scored",
         "_sink",
         "attempt",
+        "bound",
         "deaths",
         "done",
         "emitted",
@@ -60,6 +62,7 @@ class Flight:
         since: float,
         names: Sequence[bytes] = (),
         holder: bytes = b"",
+        numerics: str = "",
     ) -> None:
         self.request = request
         self.emitted: list[int] = list(request.continuation.emitted)
@@ -67,7 +70,8 @@ class Flight:
         self.holder = holder
         self.since = since
         self.node: Node | None = None
-        self.numerics = ""
+        self.numerics = numerics
+        self.bound = bool(numerics)
         self.attempt = request.attempt - 1
         self.moves = 0
         self.deaths = 0
@@ -94,6 +98,11 @@ class Flight:
     def known_tokens(self) -> int:
         """Tokens that an engine must compute before it can emit the next one."""
         return len(self.request.continuation.prompt) + len(self.emitted)
+
+    @property
+    def picky(self) -> bool:
+        """Whether its client has tokens, so that where it goes on matters."""
+        return bool(self.numerics) and (self.bound or bool(self.emitted))
 
     @property
     def suspect(self) -> bool:

@@ -55,6 +55,14 @@ class Node:
         if state.ready:
             self.models = {info.name: info for info in state.models}
 
+    def may_serve(self, model: str) -> bool:
+        """Whether it serves the model, or may come to: what a node serves whose workers start is not known yet."""
+        state = self.state
+        if not self.linked or state is None:
+            return self.linked
+        starting = not state.ready and state.error is None
+        return not state.draining and (starting or model in self.models)
+
     def serves(self, model: str) -> ModelInfo | None:
         """The model, if a request of it may be sent there now."""
         return self.models.get(model) if self.usable else None

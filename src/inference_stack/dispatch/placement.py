@@ -109,12 +109,13 @@ class Placement:
             self._review(node)
 
     def impossible(self, flight: Flight) -> bool:
-        """Whether it must fail: nothing in reach computes as its first node did, and it may not go on otherwise."""
-        if not self._fail_on_mismatch or not flight.emitted or not flight.numerics:
+        """Whether it must fail: its model is served in reach, but nothing computes as its first node did, and it may not go on
+        otherwise."""
+        if not self._fail_on_mismatch or not flight.picky:
             return False
         model = flight.request.model
-        reachable = [node.models.get(model) for node in self._nodes if node.linked]
-        return all(info is None or info.numerics_id != flight.numerics for info in reachable)
+        reachable = [info for node in self._nodes if node.linked and (info := node.models.get(model))]
+        return bool(reachable) and all(info.numerics_id != flight.numerics for info in reachable)
 
     def depart(self, flight: Flight, node: Node) -> bool:
         """It is sent there. Whether what it emitted so far was computed differently."""
@@ -127,7 +128,7 @@ class Placement:
             node.recovering += flight.recompute
             self._special.add(node)
         numerics = node.models[flight.request.model].numerics_id
-        differs = bool(flight.emitted and flight.numerics) and numerics != flight.numerics
+        differs = flight.picky and numerics != flight.numerics
         flight.numerics = numerics
         return differs
 
@@ -183,7 +184,7 @@ class Placement:
         if mine:
             return self._mask(mine)
         among: Mask | None = None
-        if flight.emitted and self._kinds[flight.request.model] != {flight.numerics}:
+        if flight.picky and self._kinds[flight.request.model] != {flight.numerics}:
             alike = router.usable & self._mask(self._alike(flight))
             if alike.any():
                 among = alike

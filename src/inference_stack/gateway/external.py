@@ -295,7 +295,7 @@ class ExternalLink:
                 raise Refusal(f"it refuses to compute one token: {error}") from error
         if tokens + len(probe.end().tokens) == 0:
             raise NoTokenIds("it does not return token ids; it cannot be a node")
-        self._loads[model].first(1, self._clock.now() - started)
+        self._loads[model].more(1, self._clock.now() - started)
 
     async def _watch(self) -> None:
         """Check the server now and then, and at once when something went wrong; end the link when it is gone."""

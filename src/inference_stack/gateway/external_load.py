@@ -33,14 +33,16 @@ class Load:
         self._model = model
         self._places = places
         self._step = Mean()
-        self._prompt_token = Mean()
+        self._beyond = Mean()
+        self._prompt = Mean()
         self._prompt_tokens = self._generation_tokens = 0
         self.active = 0
 
     def first(self, prompt_tokens: int, seconds: float) -> None:
         """A completion's first token came after so long."""
         self._prompt_tokens += prompt_tokens
-        self._prompt_token.add(max(0.0, seconds - self._step.value) / prompt_tokens)
+        self._beyond.add(max(0.0, seconds - self._step.value))
+        self._prompt.add(prompt_tokens)
 
     def more(self, tokens: int, seconds: float) -> None:
         """So many tokens of one completion came, so long after those before them (0: with no pause to measure)."""
@@ -51,7 +53,7 @@ class Load:
     @property
     def step_time(self) -> StepTimeModel:
         """The speed, as routing takes it."""
-        return StepTimeModel(base=self._step.value, per_token=self._prompt_token.value)
+        return StepTimeModel(base=self._step.value, per_token=self._beyond.value / max(1.0, self._prompt.value))
 
     def stats(self) -> InstanceStats:
         """All numbers now. What is beyond the places is taken to wait; KV memory is the server's own affair."""

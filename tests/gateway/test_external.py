@@ -230,6 +230,12 @@ async def test_a_stream_goes_on_where_another_left_off() -> None:
         assert tokens == ANSWER[2:]
 
 
+async def test_a_prefix_hit_is_of_the_prompt_alone() -> None:
+    async with foreign(ANSWER, cached=5) as server, attached(server) as link:
+        _, last = await ask(link, request(emitted=(11, 12)))
+        assert isinstance(last, TokenDelta) and last.cached_tokens == 3
+
+
 async def test_a_stream_that_has_all_its_tokens_ends_at_once() -> None:
     async with foreign(ANSWER) as server, attached(server) as link:
         tokens, last = await ask(link, request(emitted=(11, 12), max_tokens=2))

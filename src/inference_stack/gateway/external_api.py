@@ -80,14 +80,13 @@ def request_body(request: Request, eos_tokens: Sequence[int]) -> bytes:
         "min_tokens": max(0, params.min_tokens - len(known.emitted)),
         "stop_token_ids": list(dict.fromkeys((*params.stop_token_ids, *ends))),
         "ignore_eos": params.ignore_eos,
+        "seed": noise_seed(known),
         "include_stop_str_in_output": True,  # otherwise the token that stops has no log-probability with some servers
         "stream": True,
         "stream_options": {"include_usage": True},
         "return_token_ids": True,
         **_sampling(params),
     }
-    if params.temperature > 0:
-        body["seed"] = noise_seed(known)
     if params.logprobs is not None:
         body |= {"logprobs": params.logprobs, "return_tokens_as_token_ids": True}
     if request.cache_salt:
@@ -231,6 +230,7 @@ class Reply:
 
     def __init__(self, request: Request, vocab_size: int) -> None:
         self._id, self._attempt = request.id, request.attempt
+        self._prompt = len(request.continuation.prompt)
         self._alternatives = request.continuation.params.logprobs
         self._vocab_size = vocab_size
         self._tokens: list[int] = []
@@ -247,7 +247,8 @@ class Reply:
         if chunk.error is not None:
             raise _mid_stream(data)
         if chunk.usage is not None and chunk.usage.prompt_tokens_details is not None:
-            self._cached = chunk.usage.prompt_tokens_details.cached_tokens
+            cached = chunk.usage.prompt_tokens_details.cached_tokens
+            self._cached = None if cached is None else min(cached, self._prompt)
         for choice in chunk.choices:
             self._add(choice)
         if self._finish is not None:

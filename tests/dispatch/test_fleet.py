@@ -1,11 +1,14 @@
 """Several nodes: streams move between them, each node gets what it can take, and nothing runs twice for a client."""
 
+from dataclasses import replace
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference_stack.core.request import FinishReason, Qos
 from inference_stack.dispatch.node import node_hint
-from tests.dispatch.world import house, request, state
+from tests.dispatch.world import MODEL, house, request, state
 
 
 def test_load_is_spread() -> None:
@@ -201,6 +204,15 @@ def test_a_hint_leads_to_the_node_that_may_still_compute_it() -> None:
     assert h.take()[-1][0] == "c"
 
 
+def test_a_stream_whose_client_came_back_prefers_what_computed_its_tokens() -> None:
+    h = house("a", "b")
+    h.join("other", numerics="y")
+    for number in range(4):
+        h.submit(request(str(number)))
+    h.submit(request(), numerics="y")
+    assert h.take()[-1][0] == "other" and h.mismatches == 0
+
+
 def test_streams_wait_for_a_while_when_no_node_can_be_reached() -> None:
     h = house("a", homeless_seconds=60.0)
     h.submit(request())
@@ -291,3 +303,79 @@ def test_whatever_happens_every_stream_is_whole(actions: list[tuple[str, str]]) 
         crashed = bool(news) and news[-1].error is not None and news[-1].error.code == "worker_crashed"
         assert chaos.h.tokens(name) == (whole[: len(chaos.h.tokens(name))] if crashed else whole)
     assert chaos.h.dispatcher.idle
+
+
+def test_streams_that_may_not_go_on_end_and_what_waits_beside_them_is_placed_once() -> None:
+    h = house("a", fail_on_mismatch=True)
+    h.submit(request("old"))
+    h.emit(h.requests()[0], 5, node="a")
+    h.dispatcher.detached("a", "silent")
+    h.submit(request("new"))
+    h.join("b", numerics="y")
+    assert h.last("old").finish is FinishReason.ERROR
+    assert [(node, one.id) for node, one in h.take()] == [("b", "new")]
+    h.dispatcher.check()
+
+
+def test_what_is_aborted_because_a_sibling_may_not_go_on_is_stopped_after_it_was_sent() -> None:
+    h = house("a", fail_on_mismatch=True)
+    orders: list[str] = []
+    younger = [h.submit(request("younger"))]
+    h.dispatcher.submit(request("old"), lambda delta: younger[0].abort() if delta.finish else None)
+    h.emit(h.requests()[1], 5, node="a")
+    h.dispatcher.detached("a", "silent")
+    h.send = lambda node, requests: orders.extend(f"run {one.id}" for one in requests)  # type: ignore[method-assign]
+    h.stop = lambda node, ids: orders.extend(f"stop {one}" for one in ids)  # type: ignore[method-assign]
+    h.join("b", numerics="y")
+    assert orders == ["run younger", "stop younger"]
+    h.dispatcher.check()
+
+
+def test_streams_that_may_not_go_on_otherwise_wait_while_no_node_is_in_reach() -> None:
+    h = house("a", fail_on_mismatch=True)
+    h.submit(request())
+    h.emit(h.requests()[0], 5, node="a")
+    h.dispatcher.detached("a", "silent")
+    h.join("a")
+    assert [one.continuation.emitted for one in h.requests()] == [(5,)]
+
+
+@pytest.mark.parametrize("condition", ["unloaded", "drained"])
+def test_what_no_node_serves_any_more_is_told_so_in_the_end(condition: str) -> None:
+    h = house("a", homeless_seconds=60)
+    h.submit(request())
+    h.take()
+    other = (replace(MODEL, name="other"),)
+    gone = replace(state("a"), models=other) if condition == "unloaded" else state("a", draining=True)
+    h.dispatcher.state("a", gone)
+    h.dispatcher.lost("a", ["r"], condition, present=False)
+    h.now += 59
+    h.dispatcher.tick()
+    assert not h.news["r"]
+    h.now += 2
+    h.dispatcher.tick()
+    error = h.last("r").error
+    assert error is not None and error.status == 503
+
+
+def test_what_a_node_may_come_to_serve_waits_for_it() -> None:
+    h = house("a", homeless_seconds=60)
+    h.submit(request())
+    h.die(*h.requests(), node="a")
+    h.dispatcher.state("a", state("a", ready=False))
+    h.dispatcher.lost("a", ["r"], "killed", present=True)
+    for _ in range(5):
+        h.now += 59
+        h.dispatcher.tick()
+    assert not h.news["r"]
+    h.dispatcher.state("a", state("a"))
+    assert [one.id for one in h.requests()][-1:] == ["r"]
+
+
+def test_a_link_that_replaces_another_takes_its_streams_over() -> None:
+    h = house("a")
+    h.submit(request())
+    h.take()
+    h.join("a")
+    assert [(node, one.attempt) for node, one in h.take()] == [("a", 1)]
+    h.dispatcher.check()

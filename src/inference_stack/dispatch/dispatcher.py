@@ -63,7 +63,8 @@ class Watcher(Protocol):
 class Limits:
     """`max_queue`: completions that may wait beyond those running. `recovery_tokens`: to recompute, sent to a node at once.
     `fail_on_mismatch`: rather fail a stream than let it go on with other numerics. `homeless_seconds`: how long a stream waits
-    while no node can be reached that serves its model, or may come to. `chunk_tokens`: of a prompt, that a node's step is taken to compute."""
+    while no node can be reached that serves its model, or may come to. `chunk_tokens`: of a prompt, that a node's step is taken to
+    compute."""
 
     max_queue: int = 512
     recovery_tokens: int = 16384

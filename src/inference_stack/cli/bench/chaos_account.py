@@ -164,7 +164,19 @@ def _logged(fault: Fault, origin: float) -> dict[str, Any]:
         "victim": fault.victim,
         "streams": len(fault.hit),
         "gap_s": _spread(gaps(fault)),
+        "slowest": _slowest(fault),
     }
+
+
+def _slowest(fault: Fault) -> dict[str, Any] | None:
+    """The stream with the longest gap, to be looked for in logs."""
+    end = max(fault.end, fault.begin + 1.0)
+    streams = [record for record in fault.hit if record.case.streamed]
+    if not streams:
+        return None
+    record = max(streams, key=lambda one: one.gap(fault.begin, end))
+    client = "resuming" if record.resuming else "stock"
+    return {"id": record.id, "kind": record.case.kind, "client": client, "sent": record.sent, "resumes": record.resumes}
 
 
 def show(result: dict[str, Any], console: Console) -> None:

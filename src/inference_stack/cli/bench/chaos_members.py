@@ -86,7 +86,7 @@ class NodeMember(Member):
     def __init__(self, name: str, plan: Plan, folder: Path, certificates: Path | None) -> None:
         self.port = free_port()
         self.records = folder / "recordings" / name
-        self.records.mkdir(parents=True)
+        self.records.mkdir(parents=True, exist_ok=True)
         self.wires: dict[str, Wire] = {}
         simulated = ["--preset", plan.preset, "--preset-model", plan.preset_model]
         arguments = ["node", plan.model, "--name", name, "--listen", f"127.0.0.1:{self.port}"]

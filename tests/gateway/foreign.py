@@ -22,6 +22,7 @@ class Foreign:
     base: int = 3
     models: dict[str, int | None] = field(default_factory=lambda: {"tiny": 256})
     ids: bool = True
+    named: bool = True
     list_status: int = 200
     faults: deque[str] = field(default_factory=deque)
     fault_after: int = 3
@@ -86,7 +87,7 @@ class Foreign:
         if self.ids:
             choice["token_ids"] = [token]
         if body.get("logprobs") is not None:
-            name = f"token_id:{token}" if body.get("return_tokens_as_token_ids") and self.ids else "x"
+            name = f"token_id:{token}" if body.get("return_tokens_as_token_ids") and self.named else "x"
             top = {name: -0.5, "token_id:7": -0.25} if body["logprobs"] else {name: -0.5}
             choice["logprobs"] = {"tokens": [name], "token_logprobs": [-0.5], "top_logprobs": [top]}
         return choice

@@ -256,6 +256,13 @@ async def test_log_probabilities_come_with_their_tokens() -> None:
         ]
 
 
+async def test_a_server_that_names_no_logprobs_is_a_node_without_them() -> None:
+    async with foreign(ANSWER, named=False) as server, attached(server) as link:
+        _, refused = await ask(link, request("a", logprobs=0))
+        assert isinstance(refused, TokenDelta) and refused.error is not None and refused.error.param == "logprobs"
+        assert (await ask(link, request("b")))[0] == ANSWER
+
+
 @pytest.mark.parametrize("one", [request(prompt_logprobs=0), replace(request(), adapter="a")])
 async def test_what_it_cannot_do_is_the_clients_error(one: Request) -> None:
     async with foreign(ANSWER) as server, attached(server) as link:

@@ -103,23 +103,30 @@ def forget_hits(usage: dict[str, Any]) -> None:
 
 
 TEXT, CHAT = "/v1/completions", "/v1/chat/completions"
+
+
+def asked(**fields: Any) -> dict[str, Any]:
+    """A completion request whose prompt is longer than the script's prefix hit."""
+    return text_body(**{"prompt": "One two three four"} | fields)
+
+
 BODIES = {
-    "greedy": (TEXT, text_body(temperature=0)),
-    "seeded": (TEXT, text_body(seed=1)),
-    "negative seed": (TEXT, text_body(seed=-2)),
-    "cut off": (TEXT, text_body(max_tokens=7)),
-    "token ids": (TEXT, text_body(return_token_ids=True)),
-    "stop string": (TEXT, text_body(stop="lazy")),
-    "shown stop string": (TEXT, text_body(stop=["lazy"], include_stop_str_in_output=True)),
-    "stop token": (TEXT, text_body(stop_token_ids=[ANSWER[4]])),
-    "end ignored": (TEXT, text_body(ignore_eos=True, max_tokens=len(ANSWER))),
-    "logprobs": (TEXT, text_body(logprobs=2)),
-    "own logprobs": (TEXT, text_body(logprobs=0)),
-    "logprobs of parts of characters": (TEXT, text_body(seed=1, logprobs=1)),
-    "logprobs and stop string": (TEXT, text_body(logprobs=1, stop="lazy")),
+    "greedy": (TEXT, asked(temperature=0)),
+    "seeded": (TEXT, asked(seed=1)),
+    "negative seed": (TEXT, asked(seed=-2)),
+    "cut off": (TEXT, asked(max_tokens=7)),
+    "token ids": (TEXT, asked(return_token_ids=True)),
+    "stop string": (TEXT, asked(stop="lazy")),
+    "shown stop string": (TEXT, asked(stop=["lazy"], include_stop_str_in_output=True)),
+    "stop token": (TEXT, asked(stop_token_ids=[ANSWER[4]])),
+    "end ignored": (TEXT, asked(ignore_eos=True, max_tokens=len(ANSWER))),
+    "logprobs": (TEXT, asked(logprobs=2)),
+    "own logprobs": (TEXT, asked(logprobs=0)),
+    "logprobs of parts of characters": (TEXT, asked(seed=1, logprobs=1)),
+    "logprobs and stop string": (TEXT, asked(logprobs=1, stop="lazy")),
     "chat": (CHAT, chat_body()),
     "chat with logprobs": (CHAT, chat_body(logprobs=True, top_logprobs=2)),
-    "several prompts": (TEXT, text_body(prompt=["One", "two"])),
+    "several prompts": (TEXT, asked(prompt=["One two three four", "five six seven eight"])),
 }
 
 

@@ -24,6 +24,7 @@ from inference_stack.core.stats import InstanceStats
 from inference_stack.core.step import TokenDelta
 from inference_stack.gateway.external_api import (
     LocalModel,
+    NoLogprobs,
     NoTokenIds,
     Refusal,
     Reply,
@@ -189,8 +190,8 @@ class ExternalLink:
         if old is not None and old.request.attempt >= request.attempt:
             return
         self._stop(request.id)
-        problem = unsupported(request)
         info = self._condition.served(request.model)
+        problem = unsupported(request, info is None or self._condition.gives_logprobs(request.model))
         if problem is not None:
             self._fail(request, problem.info)
         elif info is None:
@@ -282,20 +283,29 @@ class ExternalLink:
         """For checks: what the server lists."""
         return await self._server.models()
 
-    async def check(self, model: str) -> None:
-        """For checks: whether one token comes back as an id."""
-        request, started = one_token(model), self._clock.now()
-        probe, tokens = Reply(request, self._models[model].vocab_size), 0
+    async def check(self, model: str) -> bool:
+        """For checks: see that one token comes back as an id; whether one with its log-probability does."""
+        started = self._clock.now()
+        try:
+            await self._one_token(one_token(model, logprobs=True))
+        except NoLogprobs:
+            await self._one_token(one_token(model, logprobs=False))
+            log.warning("node %s gives no log-probabilities of %s by token id", self._server.name, model)
+            return False
+        self._loads[model].more(1, self._clock.now() - started)
+        return True
+
+    async def _one_token(self, request: Request) -> None:
+        reply, tokens = Reply(request, self._models[request.model].vocab_size), 0
         async with aclosing(self._server.stream(request_body(request, ()), {}, FIRST_TOKEN_SECONDS)) as events:
             try:
                 async for data in events:
-                    delta = probe.take(data)
+                    delta = reply.take(data)
                     tokens += 0 if delta is None else len(delta.tokens)
             except InferenceError as error:
                 raise Refusal(f"it refuses to compute one token: {error}") from error
-        if tokens + len(probe.end().tokens) == 0:
+        if tokens + len(reply.end().tokens) == 0:
             raise NoTokenIds("it does not return token ids; it cannot be a node")
-        self._loads[model].more(1, self._clock.now() - started)
 
     async def _watch(self) -> None:
         """Check the server now and then, and at once when something went wrong; end the link when it is gone."""

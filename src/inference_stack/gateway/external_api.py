@@ -55,10 +55,17 @@ class NoTokenIds(Refusal):
     """It answers with text alone."""
 
 
-def unsupported(request: Request) -> InferenceError | None:
-    """Why an external server cannot be asked for this, if it cannot."""
-    if request.continuation.params.prompt_logprobs is not None:
+class NoLogprobs(Refusal):
+    """Its log-probabilities do not say which tokens they belong to."""
+
+
+def unsupported(request: Request, logprobs: bool) -> InferenceError | None:
+    """Why an external server cannot be asked for this, if it cannot; one that gives `logprobs`, or one that does not."""
+    params = request.continuation.params
+    if params.prompt_logprobs is not None:
         what, param = "Log-probabilities of the prompt are", "prompt_logprobs"
+    elif params.logprobs is not None and not logprobs:
+        what, param = "Log-probabilities are", "logprobs"
     elif request.adapter:
         what, param = "Adapters are", "model"
     else:
@@ -117,9 +124,9 @@ def noise_seed(known: Continuation) -> int:
     return seed - 2**64 if seed >= 2**63 else seed
 
 
-def one_token(model: str) -> Request:
-    """The cheapest request that shows whether token ids come back, those of log-probabilities too."""
-    params = SamplingParams(max_tokens=1, temperature=0.0, logprobs=1, ignore_eos=True)
+def one_token(model: str, logprobs: bool) -> Request:
+    """The cheapest request that shows whether token ids come back, those of `logprobs` too."""
+    params = SamplingParams(max_tokens=1, temperature=0.0, logprobs=1 if logprobs else None, ignore_eos=True)
     return Request(id="check", model=model, continuation=Continuation(prompt=(0,), params=params, seed=0))
 
 
@@ -261,7 +268,7 @@ class Reply:
         if self._finish is None:
             raise Refusal("its stream ended before the completion did")
         if self._alternatives is not None and len(self._logprobs) != len(self._tokens):
-            raise Refusal("it did not give every token's log-probability")
+            raise NoLogprobs("it did not give every token's log-probability")
         delta = self._delta(len(self._tokens))
         delta.finish, delta.cached_tokens = self._finish, self._cached
         return delta
@@ -313,5 +320,5 @@ def _logprob(name: str, logprob: float, top: Mapping[str, float], alternatives: 
 def _token(name: str) -> int:
     digits = name.removeprefix(ID_PREFIX)
     if digits == name or not digits.isdecimal():
-        raise NoTokenIds("it does not name log-probabilities' tokens by id; it cannot be a node")
+        raise NoLogprobs("it does not name log-probabilities' tokens by id")
     return int(digits)

@@ -29,8 +29,8 @@ class Asks(Protocol):
         """What is served, with context lengths. Raises `Refusal`."""
         ...
 
-    async def check(self, model: str) -> None:
-        """Whether token ids come back. Raises `Refusal`; `NoTokenIds` where they do not."""
+    async def check(self, model: str) -> bool:
+        """See that token ids come back; whether those of log-probabilities do. Raises `Refusal`; `NoTokenIds` where none do."""
         ...
 
 
@@ -42,7 +42,7 @@ class Condition:
         self._local = models
         self._places = places
         self._boot = secrets.token_hex(8)
-        self._checked: set[str] = set()
+        self._checked: dict[str, bool] = {}
         self._served: dict[str, ModelInfo] = {}
         self._trouble = "it has not been asked yet"
         self._broken = ""
@@ -87,9 +87,9 @@ class Condition:
         self._misses = 0
         self._trouble = self._broken = ""
         mine = offered.keys() & self._local.keys()
-        for name in sorted(mine - self._checked):
+        for name in sorted(mine - self._checked.keys()):
             await self._check_model(server, name)
-        self._checked &= mine
+        self._checked = {name: logprobs for name, logprobs in self._checked.items() if name in mine}
         self._served = {name: info for name in sorted(self._checked) if (info := self._info(name, offered[name]))}
         if not mine:
             listed = ", ".join(sorted(offered)[:5]) or "none"
@@ -97,13 +97,11 @@ class Condition:
 
     async def _check_model(self, server: Asks, name: str) -> None:
         try:
-            await server.check(name)
+            self._checked[name] = await server.check(name)
         except NoTokenIds as refusal:
             self._broken = str(refusal)
         except Refusal as refusal:
             self._trouble = str(refusal)
-        else:
-            self._checked.add(name)
 
     def _info(self, name: str, context: int | None) -> ModelInfo | None:
         local = self._local[name]
@@ -126,6 +124,10 @@ class Condition:
     def served(self, model: str) -> ModelInfo | None:
         """The model, where it is served."""
         return self._served.get(model)
+
+    def gives_logprobs(self, model: str) -> bool:
+        """Whether the model's log-probabilities can be had there."""
+        return self._checked.get(model, False)
 
     def state(self, now: float) -> NodeState:
         """As gateways hear it. An `error` is only what trying again will not change."""

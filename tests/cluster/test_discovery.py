@@ -19,6 +19,26 @@ def test_all_kinds_of_sources_are_read() -> None:
     )
 
 
+def test_external_servers_are_named_by_their_urls() -> None:
+    assert sources("openai:http://a:1/, openai:https://[::1]:2/team/x") == (
+        Static("openai:http://a:1"),
+        Static("openai:https://[::1]:2/team/x"),
+    )
+
+
+def test_an_external_url_ends_before_its_version() -> None:
+    with pytest.raises(InferenceError, match="before /v1"):
+        sources("openai:http://a:1/v1")
+
+
+@pytest.mark.parametrize(
+    "text", ["openai:a:1", "openai:http://a", "openai:ftp://a:1", "openai:http://u:p@a:1", "openai:http://a:1/?q"]
+)
+def test_what_is_no_servers_url_is_refused(text: str) -> None:
+    with pytest.raises(InferenceError, match="HOST:PORT"):
+        sources(text)
+
+
 @pytest.mark.parametrize("text", ["a", "a:0", "a:70000", "http://a:1", "dns:a", ":1", "a b:1"])
 def test_what_is_no_address_is_refused_with_the_words_that_would_be(text: str) -> None:
     with pytest.raises(InferenceError, match="HOST:PORT"):
@@ -32,8 +52,8 @@ async def test_a_name_is_all_its_addresses() -> None:
 
 async def test_a_file_may_have_comments_and_blank_lines(tmp_path: Path) -> None:
     path = tmp_path / "nodes"
-    path.write_text("# rack 1\na:1\n\nb:2  # the slow one\n")
-    assert await File(path).look() == {"a:1", "b:2"}
+    path.write_text("# rack 1\na:1\n\nb:2  # the slow one\nopenai:http://c:3\n")
+    assert await File(path).look() == {"a:1", "b:2", "openai:http://c:3"}
 
 
 async def next_call(calls: "asyncio.Queue[frozenset[str]]") -> frozenset[str]:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from inference_stack.core.errors import unavailable
 from inference_stack.core.seams import Link, LinkClosed, SystemClock
@@ -136,3 +137,15 @@ async def test_a_node_that_is_no_longer_named_is_left() -> None:
             await asyncio.wait_for(dial.ends[0].receive(), 10)
     except LinkClosed:
         await connector.close()
+
+
+async def test_a_message_that_nothing_can_be_made_of_costs_its_link_alone() -> None:
+    dial, gateway = Dialler(), fleet()
+    connector = Connector(gateway, dial, SystemClock())
+    connector.nodes(frozenset({"n"}))
+    await until(lambda: dial.ends)
+    await dial.ends[0].send(replace(state("n"), models=(None,)))  # type: ignore[arg-type]
+    await until(lambda: len(dial.ends) == 2)
+    await dial.ends[1].send(state("n"))
+    await until(lambda: gateway.nodes())
+    await connector.close()

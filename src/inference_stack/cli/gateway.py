@@ -10,10 +10,12 @@ import asyncio
 import os
 import socket
 import sys
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import uvloop
 from rich.console import Console
@@ -29,7 +31,7 @@ from inference_stack.cli.processes import Children
 from inference_stack.cli.siblings import Siblings
 from inference_stack.cluster.discovery import Discovery, sources
 from inference_stack.config.tree import Config, TlsConfig
-from inference_stack.core.errors import invalid
+from inference_stack.core.errors import invalid, unavailable
 from inference_stack.core.fleet import NodeState
 from inference_stack.core.seams import Link, SystemClock
 from inference_stack.frontend.load import load_frontend
@@ -89,7 +91,7 @@ class GatewayProcess:
         connector = Connector(self._fleet, self._dial, clock)
         discovery = Discovery(sources(config.gateway.nodes), config.gateway.refresh_seconds, clock, connector.nodes)
         server = GatewayServer(self._app, self._fleet, config.server.drain_seconds)
-        tasks = [asyncio.create_task(self._fleet.run()), asyncio.create_task(discovery.run())]
+        tasks = self._vital(server, dispatcher=self._fleet.run(), discovery=discovery.run())
         try:
             async with AsyncExitStack() as beside:
                 if self._siblings is not None:
@@ -102,6 +104,19 @@ class GatewayProcess:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await connector.close()
+
+    def _vital(self, server: GatewayServer, **parts: Coroutine[Any, Any, None]) -> list[asyncio.Task[None]]:
+        """Tasks without which the process is of no use: it ends with the first that does."""
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if not task.cancelled():
+                self._log.error("the %s ended", task.get_name(), exc_info=task.exception())
+                server.fail(unavailable(f"The {task.get_name()} ended.").info)
+
+        tasks = [asyncio.create_task(part, name=name) for name, part in parts.items()]
+        for task in tasks:
+            task.add_done_callback(ended)
+        return tasks
 
     def _app(self) -> Starlette:
         models = zip(self._config.models, self._files, strict=True)

@@ -54,14 +54,15 @@ class Connector:
         while True:
             try:
                 link = await self._dial(address)
-            except (LinkClosed, InferenceError, OSError) as error:
-                if str(error) != trouble:
-                    log.warning("node %s cannot be reached: %s", address, error)
-                trouble = str(error)
-            else:
                 pause, trouble = FIRST_PAUSE_SECONDS, ""
                 log.info("node %s: linked", address)
                 reason = await self._fleet.serve_link(address, link)
                 log.warning("node %s: %s", address, reason)
+            except (LinkClosed, InferenceError, OSError) as error:
+                if str(error) != trouble:
+                    log.warning("node %s cannot be reached: %s", address, error)
+                trouble = str(error)
+            except Exception as error:  # a node must not be given up because of one message, nor must it go unnoticed
+                log.exception("node %s: its link failed at this end: %s", address, error)
             await self._clock.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)

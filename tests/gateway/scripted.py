@@ -148,7 +148,7 @@ class ScriptedDispatch:
         if model not in self.models():
             raise model_not_found(model)
 
-    def submit(self, request: Request, sink: Sink, holder: bytes = b"") -> Ticket:
+    def submit(self, request: Request, sink: Sink, holder: bytes = b"", numerics: str = "") -> Ticket:
         if self.submit_refusal is not None:
             raise self.submit_refusal
         self.requests.append(request)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from inference_stack.core.errors import InferenceError
 from inference_stack.core.request import Continuation, FinishReason, Qos, Request, SamplingParams
 from inference_stack.core.stats import StepTimeModel
 from inference_stack.core.step import StepPlan, StepResult, ints
+from inference_stack.scheduler.planner import in_turn
 from inference_stack.scheduler.scheduler import Scheduler
 from tests.scheduler.world import EOS, World, spec, true_token
 
@@ -137,6 +139,16 @@ def test_identical_prompts_at_once_are_computed_once() -> None:
         model.retire(world.now)
     assert computed == 101 + 3 * 5
     assert model.hits == 3 * 96
+
+
+def test_rows_that_do_not_fit_one_step_decode_in_turn() -> None:
+    places = np.array([1, 2, 3, 5, 8, 13, 21, 34])
+    turns = np.zeros(40, int)
+    for step in range(80):
+        chosen = in_turn(places, 5, step)
+        assert len(chosen) == 5 and (np.diff(chosen) > 0).all()
+        turns[chosen] += 1
+    assert (turns[places] == 50).all() and turns.sum() == 400
 
 
 def test_a_follower_goes_on_when_its_leader_is_aborted() -> None:

@@ -127,7 +127,7 @@ class EngineConfig:
     itl_target_ms: float = knob(
         0.0, "Keep prompt chunks small enough that running streams see a token this often; 0 is off.", low=0
     )
-    check_integrity: bool = knob(True, "Verify the KV bookkeeping whenever an engine falls idle.")
+    check_integrity: bool = knob(True, "Verify the KV bookkeeping whenever an engine has been idle for a moment.")
     kv_events: str = knob(
         "",
         "HOST:PORT at which a worker publishes what its prefix cache holds, token ids included, as vLLM does over ZeroMQ; the next "

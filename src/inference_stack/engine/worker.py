@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 HEARTBEAT_SECONDS = 0.25
 """Between two signs of life; well below the shortest silence that a node may take for death."""
 
+CHECK_AFTER_SECONDS = 0.25
+"""Of idleness, until the bookkeeping is checked."""
+
 COLLECTOR_THRESHOLDS = (50_000, 20, 100)
 """Net new containers between collections of the youngest generation, and how many of those until the older ones' turn."""
 
@@ -66,6 +69,7 @@ class Worker:
         self._check = check
         self._clock = clock
         self._draining = False
+        self._unchecked = False
         self.busy = False
 
     @property
@@ -86,16 +90,26 @@ class Worker:
         """Handle what has arrived; when there is nothing to compute, wait for the next message."""
         if not self._core.has_work and self._inbox.empty():
             self._fall_idle()
-            self._handle(self._inbox.get())
+            self._handle(self._next_when_idle())
         while not self._inbox.empty():
             self._handle(self._inbox.get())
 
     def _fall_idle(self) -> None:
-        if self.busy and self._check:
-            self._core.check()
         if self.busy:
             self._channel.send(StepReport(deltas=(), stats=self._core.stats()))
+            self._unchecked = self._check
         self.busy = False
+
+    def _next_when_idle(self) -> ToWorker:
+        """Wait for a message. The bookkeeping is checked once nothing has come for a while: a check looks at every block, and the
+        next request shall not wait for it."""
+        if self._unchecked:
+            try:
+                return self._inbox.get(timeout=CHECK_AFTER_SECONDS)
+            except queue.Empty:
+                self._core.check()
+                self._unchecked = False
+        return self._inbox.get()
 
     def _handle(self, message: ToWorker) -> None:
         match message:

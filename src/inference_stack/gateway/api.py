@@ -48,6 +48,7 @@ class Dispatch(Protocol):
         cannot be accepted now."""
         ...
 
-    def submit(self, request: Request, sink: Sink, holder: bytes = b"") -> Ticket:
-        """Accept a request. It runs, or waits, until it ends or is aborted. `holder` hints at a node that may hold it already."""
+    def submit(self, request: Request, sink: Sink, holder: bytes = b"", numerics: str = "") -> Ticket:
+        """Accept a request. It runs, or waits, until it ends or is aborted. `holder` hints at a node that may hold it already,
+        `numerics` is the `numerics_id` that computed what its client has."""
         ...

@@ -79,8 +79,10 @@ class Choice:
         """Run it. `sink` gets its pieces; then `over` is called once, with what went wrong if anything did. Raises
         `InferenceError` where it is refused."""
         self._sink, self._over = sink, over
-        holder = b"" if self._replay is None else self._replay.holder
-        self._ticket = dispatch.submit(self.request, self.feed, holder)
+        if self._replay is None:
+            self._ticket = dispatch.submit(self.request, self.feed)
+        else:
+            self._ticket = dispatch.submit(self.request, self.feed, self._replay.holder, self._replay.numerics)
 
     def feed(self, delta: TokenDelta) -> None:
         """News from the dispatcher. Whatever they lead to is this completion's affair alone."""

@@ -86,9 +86,9 @@ class Fleet:
         """Refuse what cannot be accepted now. Raises `InferenceError`."""
         self._dispatcher.admit(model, completions)
 
-    def submit(self, request: Request, sink: Sink, holder: bytes = b"") -> Flight:
+    def submit(self, request: Request, sink: Sink, holder: bytes = b"", numerics: str = "") -> Flight:
         """Accept a request; `sink` gets its news."""
-        return self._dispatcher.submit(request, sink, holder=holder)
+        return self._dispatcher.submit(request, sink, holder=holder, numerics=numerics)
 
     @property
     def idle(self) -> bool:

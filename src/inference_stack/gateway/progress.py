@@ -57,7 +57,8 @@ def origin(gateway: Gateway, headers: Headers, path: str, body: bytes, streamed:
 class Replay:
     """The tokens of a choice that its client has already. They come again, and must be the same."""
 
-    def __init__(self, position: Position, mark: Mark) -> None:
+    def __init__(self, position: Position, mark: Mark, numerics_id: str) -> None:
+        self._numerics_id = numerics_id
         self._position = position
         self._mark = mark
 
@@ -65,6 +66,11 @@ class Replay:
     def holder(self) -> bytes:
         """Points at the node that may still compute the choice."""
         return self._position.node
+
+    @property
+    def numerics(self) -> str:
+        """Says what computed the tokens that the client has; empty where it has none."""
+        return self._numerics_id if self.opened else ""
 
     @property
     def opened(self) -> bool:
@@ -114,7 +120,7 @@ class Progress:
                 self.ended[index] = position
                 self.marks[index].settle(position)
             else:
-                self._replays[index] = Replay(position, self.marks[index])
+                self._replays[index] = Replay(position, self.marks[index], identity.numerics_id)
 
     def replay(self, index: int) -> Replay | None:
         """What is to be shown to nobody of a choice; None in a first connection."""

@@ -71,8 +71,9 @@ class Planner:
         chunking = due > decoding
         decode = decoding.nonzero()[0]
         if len(decode) > state.limits.max_batch_tokens:
-            decode = decode[: state.limits.max_batch_tokens]
-            decoding[decode[-1] + 1 :] = False
+            decode = in_turn(decode, state.limits.max_batch_tokens, state.next_step)
+            decoding[:] = False
+            decoding[decode] = True
         want, drafts = self._one[: len(order)], None
         if self._proposer is not None:
             want = want.copy()
@@ -283,3 +284,8 @@ class Planner:
         rows.new.append(entry.new_slot(computed))
         rows.note_blocks(entry, 0)
         rows.chunk(entry, computed, tokens)
+
+
+def in_turn(places: Places, count: int, step: int) -> Places:
+    """`count` of more places, other ones in every step, so that rows which do not fit a step together go on at one pace."""
+    return np.sort(np.take(places, np.arange(count) + step * count, mode="wrap"))

@@ -230,6 +230,13 @@ async def test_a_stream_goes_on_where_another_left_off() -> None:
         assert tokens == ANSWER[2:]
 
 
+async def test_no_stream_goes_on_there_where_it_must_be_identical() -> None:
+    async with foreign(ANSWER) as server, attached(server, replace(SETTINGS, fail_on_mismatch=True)) as link:
+        assert (await ask(link, request("fresh")))[0] == ANSWER
+        tokens, last = await ask(link, request("broken off", emitted=(11,)))
+        assert not tokens and isinstance(last, TokenDelta) and last.error is not None and last.error.status == 503
+
+
 async def test_a_prefix_hit_is_of_the_prompt_alone() -> None:
     async with foreign(ANSWER, cached=5) as server, attached(server) as link:
         _, last = await ask(link, request(emitted=(11, 12)))

@@ -28,6 +28,7 @@ class Externals:
         self._key = _key(config.gateway.external_key)
         self._places = config.gateway.external_running
         self._plain = config.tls.insecure
+        self._fail_on_mismatch = config.gateway.on_mismatch == "fail"
         self._settings: ExternalSettings | None = None
 
     async def dial(self, address: str, clock: Clock) -> ExternalLink:
@@ -38,7 +39,13 @@ class Externals:
 
     def _read(self) -> ExternalSettings:
         models = {name: local_model(name, files) for name, files in self._named}
-        return ExternalSettings(models=models, key=self._key, places=self._places, plain=self._plain)
+        return ExternalSettings(
+            models=models,
+            key=self._key,
+            places=self._places,
+            plain=self._plain,
+            fail_on_mismatch=self._fail_on_mismatch,
+        )
 
 
 def local_model(name: str, files: ModelFiles) -> LocalModel:

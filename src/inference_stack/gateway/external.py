@@ -16,7 +16,7 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Final
 
-from inference_stack.core.errors import SERVER_ERROR, ErrorInfo, InferenceError, invalid
+from inference_stack.core.errors import SERVER_ERROR, ErrorInfo, InferenceError, invalid, unavailable
 from inference_stack.core.fleet import ModelInfo, NodeState
 from inference_stack.core.request import FinishReason, Request
 from inference_stack.core.seams import Clock, LinkClosed
@@ -70,12 +70,14 @@ def is_external(address: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class ExternalSettings:
-    """`places`: completions that a server is taken to run at once; `plain`: allow HTTP without TLS beyond this machine."""
+    """`places`: completions that a server is taken to run at once; `plain`: allow HTTP without TLS beyond this machine;
+    `fail_on_mismatch`: rather fail a stream that broke off than let a server go on with it, which never is sure to do so alike."""
 
     models: Mapping[str, LocalModel]
     key: str = ""
     places: int = 64
     plain: bool = False
+    fail_on_mismatch: bool = False
 
 
 async def dial_external(address: str, settings: ExternalSettings, clock: Clock) -> ExternalLink:
@@ -118,6 +120,7 @@ class ExternalLink:
         self._server = server
         self._clock = clock
         self._models = settings.models
+        self._fail_on_mismatch = settings.fail_on_mismatch
         self._condition = Condition(server.name, settings.models, settings.places)
         self._loads = {name: Load(name, settings.places) for name in settings.models}
         self._inbox: asyncio.Queue[FromNode | None] = asyncio.Queue()
@@ -198,6 +201,8 @@ class ExternalLink:
             self._lose([request.id], f"{self._server.name} does not serve {request.model}")
         elif request.continuation.params.max_tokens <= len(request.continuation.emitted):
             self._report(TokenDelta(request.id, request.attempt, finish=FinishReason.LENGTH))
+        elif request.continuation.emitted and self._fail_on_mismatch:
+            self._fail(request, unavailable("No node is sure to compute as this stream's first one did.").info)
         else:
             run = self._runs[request.id] = Run(request, info, self._clock.now())
             self._loads[request.model].active += 1

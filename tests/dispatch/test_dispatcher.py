@@ -92,7 +92,7 @@ def test_a_suspect_that_must_be_alone_waits_until_its_node_is_empty() -> None:
     die_together(h, 2, "a", "b")
     (first,) = h.requests()
     h.emit(first, 1)
-    (second,) = h.requests()
+    (_,) = h.requests()
     h.dispatcher.lost("n", ["b"], "killed by itself", True)
     assert not h.requests()
     h.submit(request("innocent"))

@@ -27,9 +27,8 @@ class Flight:
 
     `names` are its prompt's block names, for prefix affinity; `holder` hints at the node that may still compute it.
     `deaths` counts worker deaths that it was present in since it last made progress; `node` is where it runs now, `numerics`
-    the `numerics_id` that computed what was emitted, here or (`bound`) before its client came back; `uncached` the known tokens that
-    its node has yet to compute, -1 once it has
-    emitted there; `recovering` flights recompute `recompute` tokens after a loss.
+    the `numerics_id` that computed what was emitted, here or (`bound`) before its client came back; `uncached` the known tokens
+    that its node has yet to compute, -1 once it has emitted there; `recovering` flights recompute `recompute` tokens after a loss.
     """
 
     __slots__ = (

@@ -16,7 +16,8 @@ from inference_stack.core.request import Continuation, FinishReason, Qos, Reques
 from inference_stack.core.seams import LinkClosed, SystemClock
 from inference_stack.core.step import TokenDelta
 from inference_stack.gateway.external import ExternalLink, ExternalSettings, dial_external
-from inference_stack.gateway.external_api import LocalModel, noise_seed, request_body, urgency
+from inference_stack.gateway.external_api import LocalModel, Refusal, noise_seed, request_body, urgency
+from inference_stack.gateway.external_condition import Condition, Refusals
 from inference_stack.wire.messages import Abort, Attach, Beat, DrainNode, LoadModel, Lost, StepReport, Submit
 from tests.gateway.foreign import Foreign, foreign
 
@@ -31,12 +32,13 @@ def request(name: str = "r", emitted: tuple[int, ...] = (), attempt: int = 0, **
     return Request(id=name, model="tiny", continuation=known, attempt=attempt)
 
 
-async def dial(server: Foreign, settings: ExternalSettings = SETTINGS) -> ExternalLink:
-    return await dial_external(f"openai:{server.url}", settings, SystemClock())
+async def dial(server: Foreign, settings: ExternalSettings | None = None) -> ExternalLink:
+    fresh = replace(SETTINGS, refusals=Refusals())
+    return await dial_external(f"openai:{server.url}", settings or fresh, SystemClock())
 
 
 @asynccontextmanager
-async def attached(server: Foreign, settings: ExternalSettings = SETTINGS) -> AsyncIterator[ExternalLink]:
+async def attached(server: Foreign, settings: ExternalSettings | None = None) -> AsyncIterator[ExternalLink]:
     """A link whose server has been checked."""
     link = await dial(server, settings)
     await link.send(Attach(wire_version=1, gateway="g", boot="b"))
@@ -315,6 +317,33 @@ async def test_a_request_is_not_refused_for_ever() -> None:
         _, last = await ask(link, request())
         assert isinstance(last, TokenDelta) and last.error is not None
         assert last.error.status == 502 and last.error.code == "external_server"
+
+
+async def test_refusals_are_counted_across_links() -> None:
+    settings = replace(SETTINGS, refusals=Refusals())
+    async with foreign(ANSWER, faults=deque(["503"] * 9)) as server:
+        async with attached(server, settings) as link:
+            for _ in range(4):
+                assert isinstance((await ask(link, request()))[1], Lost)
+        async with attached(server, settings) as link:
+            assert isinstance((await ask(link, request()))[1], TokenDelta)
+
+
+def test_the_oldest_refusals_are_forgotten() -> None:
+    refusals = Refusals(most=2)
+    for name in ("a", "b", "c"):
+        refusals.add("s", name)
+    assert (refusals.add("s", "c"), refusals.add("s", "a"), refusals.add("t", "c")) == (2, 1, 1)
+
+
+def test_a_server_rests_longer_each_time_and_once_for_all_that_fails_at_once() -> None:
+    condition = Condition("s", {}, 1)
+    for now, rest in ((0.0, 0.5), (0.1, 0.5), (1.0, 1.0), (1.5, 1.0), (9.0, 2.0)):
+        condition.refused(Refusal("no"), now)
+        assert condition.rests(now) == pytest.approx(rest)
+    condition.worked()
+    condition.refused(Refusal("no", 429, retry_after=7.0), 20.0)
+    assert condition.rests(20.0) == 7.0
 
 
 async def test_a_token_in_between_clears_a_request_of_its_refusals() -> None:

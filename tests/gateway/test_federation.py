@@ -43,7 +43,6 @@ CLOCK = SystemClock()
 LOCAL = LocalModel(
     name=MODEL, architecture="llama", vocab_size=TOKENIZER.vocab_size, max_model_len=CONTEXT, eos_tokens=(EOS,)
 )
-SETTINGS = ExternalSettings(models={MODEL: LOCAL}, places=4)
 ANSWER = answers()[0]
 PROMPT = (5, 6, 7)
 
@@ -54,12 +53,13 @@ class Front:
     def __init__(self) -> None:
         metrics = Metrics()
         self.fleet = Fleet("front", Limits(), 5.0, CLOCK, metrics)
+        self.settings = ExternalSettings(models={MODEL: LOCAL}, places=4)
         self.connector = Connector(self.fleet, self._dial, CLOCK)
         frontends = {MODEL: Frontend(TOKENIZER, ChatEncoder(TOKENIZER, {"default": TEMPLATE}))}
         self.app = create_app(self.fleet, frontends, ServerConfig(), CLOCK, metrics, logging.getLogger("tests.front"))
 
     async def _dial(self, address: str) -> ExternalLink:
-        return await dial_external(address, SETTINGS, CLOCK)
+        return await dial_external(address, self.settings, CLOCK)
 
     def client(self) -> httpx.AsyncClient:
         transport = httpx.ASGITransport(app=self.app, raise_app_exceptions=False)

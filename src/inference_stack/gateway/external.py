@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
@@ -34,7 +33,7 @@ from inference_stack.gateway.external_api import (
     unsupported,
     urgency,
 )
-from inference_stack.gateway.external_condition import Condition
+from inference_stack.gateway.external_condition import Condition, Refusals
 from inference_stack.gateway.external_http import Server
 from inference_stack.gateway.external_load import Load
 from inference_stack.wire.addresses import is_loopback
@@ -60,7 +59,6 @@ FIRST_TOKEN_SECONDS: Final = 30.0
 """How long the one token of a check may take."""
 MOST_REFUSALS: Final = 5
 """Times that one request is refused, without a token in between, until it is failed."""
-REMEMBERED_REFUSALS: Final = 10_000
 
 
 def is_external(address: str) -> bool:
@@ -71,13 +69,15 @@ def is_external(address: str) -> bool:
 @dataclass(frozen=True, kw_only=True)
 class ExternalSettings:
     """`places`: completions that a server is taken to run at once; `plain`: allow HTTP without TLS beyond this machine;
-    `fail_on_mismatch`: rather fail a stream that broke off than let a server go on with it, which never is sure to do so alike."""
+    `fail_on_mismatch`: rather fail a stream that broke off than let a server go on with it, which never is sure to do so alike;
+    `refusals` outlive links, since a request may be what breaks them."""
 
     models: Mapping[str, LocalModel]
     key: str = ""
     places: int = 64
     plain: bool = False
     fail_on_mismatch: bool = False
+    refusals: Refusals = field(default_factory=Refusals)
 
 
 async def dial_external(address: str, settings: ExternalSettings, clock: Clock) -> ExternalLink:
@@ -127,7 +127,7 @@ class ExternalLink:
         self._news: list[TokenDelta] = []
         self._news_at = 0.0
         self._runs: dict[str, Run] = {}
-        self._refusals: OrderedDict[str, int] = OrderedDict()
+        self._refusals = settings.refusals
         self._told: NodeState | None = None
         self._look = asyncio.Event()
         self._watcher: asyncio.Task[None] | None = None
@@ -253,7 +253,7 @@ class ExternalLink:
         if not run.began:
             known = run.request.continuation
             load.first(len(known.prompt) + len(known.emitted), now - run.heard)
-            self._refusals.pop(run.request.id, None)
+            self._refusals.forget(self._server.name, run.request.id)
         load.more(len(delta.tokens), now - run.heard if run.began else 0.0)
         run.began, run.heard = True, now
 
@@ -263,7 +263,7 @@ class ExternalLink:
             self._loads[run.request.model].active -= 1
 
     def _fail(self, request: Request, error: ErrorInfo) -> None:
-        self._refusals.pop(request.id, None)
+        self._refusals.forget(self._server.name, request.id)
         self._report(TokenDelta(request.id, request.attempt, finish=FinishReason.ERROR, error=error))
 
     def _refused(self, request: Request, refusal: Refusal) -> None:
@@ -272,9 +272,7 @@ class ExternalLink:
         self._condition.refused(refusal, self._clock.now())
         self._look.set()
         self._tell()
-        count = self._refusals[request.id] = self._refusals.pop(request.id, 0) + 1
-        while len(self._refusals) > REMEMBERED_REFUSALS:
-            self._refusals.popitem(last=False)
+        count = self._refusals.add(self._server.name, request.id)
         if count < MOST_REFUSALS:
             self._lose([request.id], f"{self._server.name}: {refusal}")
         else:

@@ -8,6 +8,7 @@ Pure but for what it asks of a server; time is passed in.
 from __future__ import annotations
 
 import secrets
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Final, Protocol
 
@@ -18,8 +19,29 @@ from inference_stack.gateway.external_api import LocalModel, NoTokenIds, Refusal
 FIRST_REST_SECONDS: Final = 0.5
 LONGEST_REST_SECONDS: Final = 30.0
 LONGEST_RETRY_AFTER: Final = 60.0
+REMEMBERED_REFUSALS: Final = 10_000
 MISSES: Final = 2
 """Checks in a row without an answer after which a server is gone."""
+
+
+class Refusals:
+    """How often each request was refused by each server since it last made progress; the oldest are forgotten first."""
+
+    def __init__(self, most: int = REMEMBERED_REFUSALS) -> None:
+        self._most = most
+        self._counts: OrderedDict[tuple[str, str], int] = OrderedDict()
+
+    def add(self, server: str, request_id: str) -> int:
+        """Once more; how often it is now."""
+        key = server, request_id
+        count = self._counts[key] = self._counts.pop(key, 0) + 1
+        while len(self._counts) > self._most:
+            self._counts.popitem(last=False)
+        return count
+
+    def forget(self, server: str, request_id: str) -> None:
+        """It made progress, or ended."""
+        self._counts.pop((server, request_id), None)
 
 
 class Asks(Protocol):
@@ -62,8 +84,10 @@ class Condition:
         return max(0.0, self._rest_until - now)
 
     def refused(self, refusal: Refusal, now: float) -> None:
-        """It refused something: nothing new is sent there for a while, longer each time."""
-        self._rest = min(max(2 * self._rest, FIRST_REST_SECONDS), LONGEST_REST_SECONDS)
+        """It refused something: nothing new is sent there for a while, longer each time. What comes while it rests is of the same
+        trouble."""
+        if not self.rests(now):
+            self._rest = min(max(2 * self._rest, FIRST_REST_SECONDS), LONGEST_REST_SECONDS)
         pause = self._rest if refusal.retry_after is None else min(refusal.retry_after, LONGEST_RETRY_AFTER)
         self._rest_until = max(self._rest_until, now + max(pause, FIRST_REST_SECONDS))
         self.remark = str(refusal)

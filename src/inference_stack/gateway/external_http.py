@@ -17,6 +17,8 @@ CHECK_SECONDS: Final = 5.0
 """How long the list of models may take."""
 SILENT_STREAM_SECONDS: Final = 600.0
 """A stream that says nothing for this long is given up; a request may wait in the server's own queue until then."""
+IDLE_SECONDS: Final = 2.0
+"""How long an idle connection is kept: less than servers do (uvicorn: 5 s), so that none is used while it is being closed."""
 MAX_EVENT_BYTES: Final = 1 << 20
 MAX_BODY_BYTES: Final = 4 << 20
 END: Final = b"[DONE]"
@@ -32,7 +34,7 @@ class Server:
             base_url=url.rstrip("/") + "/",
             headers={"accept-encoding": "identity"} | ({"authorization": f"Bearer {key}"} if key else {}),
             timeout=CONNECT_SECONDS,
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=IDLE_SECONDS),
             follow_redirects=False,
             trust_env=False,
         )

@@ -41,6 +41,9 @@ from inference_stack.telemetry.startup import process_start
 from inference_stack.wire.memory import memory_pair
 
 WORKER_STOP_SECONDS = 2.0
+UNREAD_SECONDS = 60
+"""How long a client may leave what was sent to it unread, or unacknowledged, before its connection is cut: until then its answer
+waits in memory."""
 
 
 def dispatch_limits(config: Config) -> Limits:
@@ -153,9 +156,12 @@ def listen(config: Config) -> socket.socket:
     host, port = config.server.host, config.server.port
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        listening = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         raise invalid(f"cannot listen on {host} port {port}: {error.strerror}; choose another with --port") from error
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # connections inherit it
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * UNREAD_SECONDS)
+    return listening
 
 
 async def serve(config: Config, console: Console, worker: Spawned) -> None:

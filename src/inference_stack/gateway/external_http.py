@@ -83,7 +83,7 @@ class Server:
         try:
             response = await self._http.send(request, stream=True)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise Unreachable(f"it cannot be reached: {_text(error)}") from error
+            raise Unreachable(f"no connection can be made: {_text(error)}") from error
         except httpx.TransportError as error:
             raise Refusal(f"it does not answer: {_text(error)}") from error
         if response.status_code == 200:

@@ -79,9 +79,14 @@ def test_a_stop_string_comes_from_the_answer_itself() -> None:
 
 def test_a_gap_counts_where_it_overlaps_the_fault() -> None:
     seen = record(0.0, 9.0, times=[0.0, 1.0, 4.0, 4.5])
-    assert seen.gap(2.0, 3.0) == 3.0
+    assert seen.gap(1.2, 3.0) == 3.0
     assert seen.gap(4.2, 4.4) == 0.5
-    assert seen.gap(5.0, 6.0) == 4.5
+    assert seen.gap(4.6, 6.0) == 4.5
+    assert seen.gap(10.0, 11.0) == 0.0
+
+
+def test_a_silence_from_before_is_not_the_faults() -> None:
+    assert record(0.0, 9.0, times=[0.0, 1.0, 4.0]).gap(2.0, 3.0) == 0.0
 
 
 @pytest.mark.parametrize(

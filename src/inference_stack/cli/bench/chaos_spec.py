@@ -9,6 +9,10 @@ from inference_stack.cli.bench.chaos_requests import Case
 from inference_stack.config.schema import knob
 
 
+SILENT_SECONDS = 0.5
+"""A stream without news for this long has been struck by something."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """How a fleet is built and broken: each field is an option of `istack bench chaos`."""
@@ -57,10 +61,13 @@ class Record:
     wrong: str = ""
 
     def gap(self, begin: float, end: float) -> float:
-        """The longest time without news that overlaps with these times; 0 where there is none."""
+        """The longest time without news that overlaps with these times; 0 where there is none.
+
+        A silence that was long already at `begin` is not counted: something earlier caused it.
+        """
         times = [*self.times, self.end] if self.end else self.times
-        pairs = pairwise(times)
-        return max((later - earlier for earlier, later in pairs if earlier <= end and later >= begin), default=0.0)
+        around = (pair for pair in pairwise(times) if begin - SILENT_SECONDS <= pair[0] <= end and pair[1] >= begin)
+        return max((later - earlier for earlier, later in around), default=0.0)
 
 
 @dataclass(kw_only=True)

@@ -8,7 +8,6 @@ from itertools import pairwise
 from inference_stack.cli.bench.chaos_requests import Case
 from inference_stack.config.schema import knob
 
-
 SILENT_SECONDS = 0.5
 """A stream without news for this long has been struck by something."""
 

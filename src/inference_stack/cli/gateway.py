@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 from collections.abc import Coroutine
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -49,6 +49,9 @@ from inference_stack.wire.grpc.tls import Tls
 from inference_stack.wire.messages import FromNode, ToNode
 
 
+FIRST_MODEL_SECONDS = 3.0
+
+
 def tls_of(config: TlsConfig) -> Tls:
     """The configuration's certificates, as the wire takes them."""
     return Tls(ca=config.ca, cert=config.cert, key=config.key, insecure=config.insecure)
@@ -77,7 +80,7 @@ class GatewayProcess:
         self._clock = SystemClock()
         self._log = set_up_logs(config.log.level, config.log.json, sys.stderr)
         self._metrics = Metrics()
-        self._told = False
+        self._told = asyncio.Event()
         limits = dispatch_limits(config)
         self._fleet = Fleet(name, limits, config.gateway.silence_seconds, self._clock, self._metrics, self._on_state)
         self._tls = tls_of(config.tls)
@@ -98,12 +101,20 @@ class GatewayProcess:
                     await beside.enter_async_context(self._siblings.listening())
                 if self._place.number == 0:
                     await beside.enter_async_context(admin_server(self._fleet, config.admin, clock, self._requests))
+                await self._first_model()
                 await server.run(sock)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await connector.close()
+
+    async def _first_model(self) -> None:
+        """Wait a moment for the first node, so that a process which starts beside others that serve refuses nobody. Connections queue
+        meanwhile; where no node comes, they are accepted and told so."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_MODEL_SECONDS):
+                await self._told.wait()
 
     def _vital(self, server: GatewayServer, **parts: Coroutine[Any, Any, None]) -> list[asyncio.Task[None]]:
         """Tasks without which the process is of no use: it ends with the first that does."""
@@ -144,8 +155,8 @@ class GatewayProcess:
         return await dial(address, self._tls)
 
     def _on_state(self, state: NodeState) -> None:
-        if state.ready and not self._told:
-            self._told = True
+        if state.ready and not self._told.is_set():
+            self._told.set()
             names = ", ".join(sorted(info.name for info in state.models))
             self._console.print(f"gateway is ready: [bold]{names}[/bold] on {state.node}")
 

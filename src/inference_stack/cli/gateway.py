@@ -48,7 +48,6 @@ from inference_stack.wire.grpc.dial import dial
 from inference_stack.wire.grpc.tls import Tls
 from inference_stack.wire.messages import FromNode, ToNode
 
-
 FIRST_MODEL_SECONDS = 3.0
 
 
@@ -110,8 +109,8 @@ class GatewayProcess:
             await connector.close()
 
     async def _first_model(self) -> None:
-        """Wait a moment for the first node, so that a process which starts beside others that serve refuses nobody. Connections queue
-        meanwhile; where no node comes, they are accepted and told so."""
+        """Wait a moment for the first node, so that a process which starts beside others that serve refuses nobody. Connections
+        queue meanwhile; where no node comes, they are accepted and told so."""
         with suppress(TimeoutError):
             async with asyncio.timeout(FIRST_MODEL_SECONDS):
                 await self._told.wait()

@@ -57,6 +57,15 @@ class Peer:
     def __init__(self, name: str) -> None:
         self.process = (name, "1")
         self.open: dict[str, int] = {}
+        self.watched = True
+        self.told: list[str] = []
+
+    def last_words(self, request_id: str) -> None:
+        self.told.append(request_id)
+
+    def heard_of(self) -> list[str]:
+        heard, self.told = self.told, []
+        return heard
 
     def tell(self, message: Any) -> None:
         if isinstance(message, Lost):
@@ -157,3 +166,25 @@ def test_everybody_hears_of_their_own_and_nothing_is_left_behind(operations: lis
     assert house.exchange.owned == 0
     assert [slot.prompt + slot.context + len(slot.runs) for slot in house.slots] == [0, 0]
     assert all(slot.trial is None for slot in house.slots)
+
+
+def test_what_ended_unheard_is_adopted_and_not_computed_again() -> None:
+    house = House()
+    house.submit(0, "a", 1, False)
+    where = next(number for number, engine in enumerate(house.engines) if engine.running)
+    house.finish(where)
+    house.leave(0)
+    house.submit(1, "a", 1, False)
+    assert house.peers[1].open == {}
+    assert not any(engine.running for engine in house.engines)
+    house.check()
+
+
+def test_what_ended_and_was_heard_is_forgotten() -> None:
+    house = House()
+    house.submit(0, "a", 1, False)
+    where = next(number for number, engine in enumerate(house.engines) if engine.running)
+    house.finish(where)
+    house.wait(0.25)
+    house.submit(1, "a", 1, False)
+    assert any(engine.running for engine in house.engines)

@@ -69,3 +69,12 @@ def test_who_overslept_does_not_blame_the_other() -> None:
     assert pair.ours.verdict(pair.now) is None
     pair.theirs.hear(Beat(number=999, heard=0), pair.now)
     assert pair.run(10) == (None, None)
+
+
+def test_what_the_other_side_heard_confirms_our_beats() -> None:
+    pulse = Pulse(1.5, 0.0)
+    assert (pulse.sent, pulse.confirmed) == (0, 0)
+    pulse.beat(0.1)
+    pulse.beat(0.2)
+    pulse.hear(Beat(number=1, heard=1), 0.3)
+    assert (pulse.sent, pulse.confirmed) == (2, 1)

@@ -37,13 +37,14 @@ class Exchange:
         self._clock = clock
         self._retired = Retired()
         self._runs: dict[str, Run] = {}
+        self._told: set[str] = set()
         self.links: set[GatewayLink] = set()
         self.refusing = False
 
     @property
     def owned(self) -> int:
         """Requests that some gateway waits for."""
-        return len(self._runs) - len(self._orphans)
+        return len(self._runs) - len(self._orphans) - len(self._told)
 
     # -- from gateways
 
@@ -103,11 +104,17 @@ class Exchange:
         for run in self._runs.values():
             if run.owner is link:
                 run.owner = None
+                self._told.discard(run.id)
                 self._orphans.add(run, now)
         self.expire()
 
     def expire(self) -> None:
-        """Orphans that were kept long enough end."""
+        """Orphans that were kept long enough end, and so do records of what has ended and arrived."""
+        for link in self.links:
+            for request_id in link.heard_of():
+                run = self._runs.get(request_id)
+                if run is not None and run.owner is link and run.finish is not None:
+                    self._forget(run)
         if len(self._orphans):
             for run in self._orphans.overdue(self._clock.now()):
                 self._end(run)
@@ -141,9 +148,15 @@ class Exchange:
             self.release()
 
     def _finished(self, run: Run) -> None:
-        """It is over; an orphan's record stays for whoever may adopt it."""
+        """It is over. Its record stays for whoever may adopt it, until its gateway is known to have all of it: that may be dead
+        by now, or not listen any more."""
         self._placement.remove(run)
-        if run.owner is not None:
+        if run.owner is None:
+            return
+        if run.owner.watched:
+            self._told.add(run.id)
+            run.owner.last_words(run.id)
+        else:
             self._forget(run)
 
     def lost(self, slot: Slot, message: Lost) -> None:
@@ -159,7 +172,9 @@ class Exchange:
 
     def evacuate_all(self, reason: str) -> None:
         """Everything that a gateway waits for goes elsewhere."""
-        self._lose([run for run in self._runs.values() if run.owner is not None], reason, present=False)
+        self._lose(
+            [run for run in self._runs.values() if run.owner is not None and run.finish is None], reason, present=False
+        )
 
     def release(self) -> None:
         """Let requests that were held back go on, where that is possible now."""
@@ -202,5 +217,6 @@ class Exchange:
 
     def _forget(self, run: Run) -> None:
         self._orphans.remove(run.id)
+        self._told.discard(run.id)
         self._runs.pop(run.id, None)
         self._retired.add(run.id, run.attempt, self._clock.now())

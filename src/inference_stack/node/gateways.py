@@ -42,7 +42,8 @@ class GatewayLink:
         self._link = link
         self._clock = clock
         self._peer = peer
-        self._watched = limit is not None
+        self.watched = limit is not None
+        self._last_words: deque[tuple[int, str]] = deque()
         self._pulse = Pulse(limit or FOREVER, clock.now())
         self._waiting: deque[FromNode] = deque()
         self._weight = 0
@@ -85,6 +86,17 @@ class GatewayLink:
             self._stats_at = now
             self.tell(StepReport(deltas=tuple(deltas), stats=report.stats, at=report.at))
 
+    def last_words(self, request_id: str) -> None:
+        """What is told now is the last of this request."""
+        self._last_words.append((self._pulse.sent + 1, request_id))
+
+    def heard_of(self) -> list[str]:
+        """The requests whose last words are known to have arrived, each once."""
+        heard: list[str] = []
+        while self._last_words and self._last_words[0][0] <= self._pulse.confirmed:
+            heard.append(self._last_words.popleft()[1])
+        return heard
+
     def give_up(self, reason: str) -> None:
         """End the link soon. Idempotent."""
         if not self._over.done():
@@ -92,7 +104,7 @@ class GatewayLink:
 
     async def serve(self, obey: Callable[[ToNode], None]) -> None:
         """Listen, speak and beat until the link is over, however that comes; then close it."""
-        parts = [self._listen(obey), self._speak(), self._given_up()] + ([self._beat()] if self._watched else [])
+        parts = [self._listen(obey), self._speak(), self._given_up()] + ([self._beat()] if self.watched else [])
         tasks = [asyncio.create_task(part) for part in parts]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

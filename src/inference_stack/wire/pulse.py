@@ -19,8 +19,19 @@ class Pulse:
         self._looked_at = now
         self._heard = 0
         self._sent = 0
+        self._confirmed = 0
         self._unanswered: deque[tuple[int, float]] = deque()
         self._cut = False
+
+    @property
+    def sent(self) -> int:
+        """The number of our last beat."""
+        return self._sent
+
+    @property
+    def confirmed(self) -> int:
+        """Our newest beat that is known to have arrived; and with it everything sent before it."""
+        return self._confirmed
 
     def beat(self, now: float) -> Beat:
         """The next beat to send."""
@@ -33,6 +44,7 @@ class Pulse:
         self._heard_at = now
         if isinstance(message, Beat):
             self._heard = message.number
+            self._confirmed = max(self._confirmed, message.heard)
             while self._unanswered and self._unanswered[0][0] <= message.heard:
                 self._unanswered.popleft()
             self._cut = bool(self._unanswered) and now - self._unanswered[0][1] > self._silence

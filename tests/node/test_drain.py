@@ -62,6 +62,23 @@ async def test_a_drain_ends_with_the_last_request_and_does_not_wait_for_orphans(
         await asyncio.wait_for(draining, 10)
 
 
+async def test_a_node_that_leaves_cannot_be_told_to_serve_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with world(monkeypatch) as scene:
+        worker = await scene.worker()
+        gateway = await scene.gateway()
+        await gateway.submit(request("running"))
+        await worker.got()
+        leaving = asyncio.create_task(scene.agent.drain(1000))
+        await gateway.state(lambda state: state.draining)
+        await gateway.link.send(DrainNode(seconds=0, undo=True))
+        await gateway.submit(request("late"))
+        assert await gateway.lost() == Lost(request_ids=("late",), reason="draining", present=False)
+        await worker.says(delta("running", 1, finish=FinishReason.STOP))
+        await gateway.tokens()
+        await scene.clock.pass_time(1)
+        await asyncio.wait_for(leaving, 10)
+
+
 async def test_a_drain_can_be_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
     async with world(monkeypatch) as scene:
         worker = await scene.worker()

@@ -82,6 +82,7 @@ class NodeAgent:
         self._models = ModelChanges(config, self._slots, self._evacuate)
         self._tasks: set[asyncio.Task[None]] = set()
         self._drainage: asyncio.Task[None] | None = None
+        self._leaving = False
 
     def _supervisor(self, config: Config, number: int, cores: devices.CoreSet, first: Spawned | None) -> Supervisor:
         report, changed = partial(self._report, number), partial(self._changed, number)
@@ -112,7 +113,12 @@ class NodeAgent:
             self._exchange.left(gateway)
 
     async def drain(self, seconds: float) -> None:
-        """Take nothing new; return when what gateways wait for has ended, or has been told to go elsewhere after `seconds`."""
+        """Take nothing new, for good; return when what gateways wait for has ended, or has been told to go elsewhere after
+        `seconds`."""
+        self._leaving = True
+        await self._empty(seconds)
+
+    async def _empty(self, seconds: float) -> None:
         self._refuse()
         until = self._clock.now() + seconds
         while self._exchange.owned and self._clock.now() < until:
@@ -173,7 +179,9 @@ class NodeAgent:
             self._drainage = None
         if seconds is not None:
             self._refuse()  # now: the next message may be a request
-            self._drainage = self._begin(self.drain(seconds))
+            self._drainage = self._begin(self._empty(seconds))
+        elif self._leaving:
+            log.warning("this node is leaving: it takes nothing new any more")
         elif self._exchange.refusing:
             self._exchange.refusing = False
             self._tell_state()

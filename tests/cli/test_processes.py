@@ -30,7 +30,8 @@ class Parent:
 
     def __init__(self, work: str, count: int) -> None:
         program = PROGRAM.format(work=work, count=count)
-        self.process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, "-c", program]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
         self.pids: list[int] = []
 
     def child(self) -> tuple[int, int]:
@@ -113,3 +114,15 @@ def test_a_signal_ends_the_wait_for_the_next_start(parent: Callable[..., Parent]
         one.child()
     one.process.terminate()
     assert one.process.wait(PATIENCE) == 0
+
+
+def test_an_interrupt_from_the_terminal_comes_once(parent: Callable[..., Parent]) -> None:
+    count = "seen = []; signal.signal(signal.SIGINT, lambda *_: seen.append(1)); " + (
+        'os.write(1, b"0 %d\\n" % os.getpid()); time.sleep(1); os.write(1, b"%d 0\\n" % len(seen))'
+    )
+    one = parent(count, 1)
+    one.child()
+    one.child()
+    os.killpg(one.process.pid, signal.SIGINT)
+    assert one.child()[0] == 1
+    one.pids.pop()

@@ -78,7 +78,8 @@ class Children:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     def _live(self, number: int) -> NoReturn:
-        """All that the new process does."""
+        """All that the new process does. In a group of its own: a terminal's ^C is the parent's to pass on, and comes once."""
+        os.setpgrp()
         for each in SIGNALS:
             signal.signal(each, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

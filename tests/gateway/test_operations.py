@@ -107,6 +107,14 @@ async def test_the_observer_shows_workers_and_forgets_the_dead() -> None:
     assert "4711" not in house.metrics.render().decode()
 
 
+async def test_the_workers_of_a_node_out_of_reach_are_not_shown_as_ready() -> None:
+    house = make_house()
+    observer = MetricsObserver(house.metrics)
+    observer.observe_node(NodeState(node="n0", ready=True, models=(TINY,), workers=(WORKER,)))
+    observer.observe_gone()
+    assert "4711" not in house.metrics.render().decode()
+
+
 async def test_a_clients_request_id_is_echoed() -> None:
     async with client(make_house()) as http:
         response = await http.post(CHAT, json=chat_body(), headers={"x-request-id": "my-id.1"})

@@ -16,6 +16,7 @@ class MetricsObserver:
     def __init__(self, metrics: Metrics, node: str = "0") -> None:
         self._metrics = metrics
         self._node = node
+        self._name = ""
         self._seen: set[str] = set()
 
     def observe_instance(self, stats: InstanceStats) -> None:
@@ -25,6 +26,7 @@ class MetricsObserver:
 
     def observe_node(self, state: NodeState) -> None:
         """A node's condition changed. Instances of a node that is not ready run nothing."""
+        self._name = state.node
         workers = ((worker.device, worker.pid, worker.state, worker.restarts) for worker in state.workers)
         self._metrics.observe_workers(state.node, workers)
         for number, ledger in enumerate(state.ledgers):
@@ -33,8 +35,9 @@ class MetricsObserver:
             self._lose()
 
     def observe_gone(self) -> None:
-        """The node cannot be reached: nothing is known to run there."""
+        """The node cannot be reached: nothing is known to run there, and none of its workers to be ready."""
         self._lose()
+        self._metrics.observe_workers(self._name, ())
 
     def _lose(self) -> None:
         for model in self._seen:

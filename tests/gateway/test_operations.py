@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -40,6 +41,14 @@ async def test_ready_only_with_a_model() -> None:
         assert response.status_code == 503 and response.headers["retry-after"]
         assert (await http.get("/live")).status_code == 200
         assert (await http.get("/health")).json()["status"] == "degraded"
+
+
+async def test_not_ready_while_every_node_drains(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = make_house()
+    drained = tuple(replace(node, draining=True) for node in house.dispatch.nodes())
+    monkeypatch.setattr(house.dispatch, "nodes", lambda: drained)
+    async with client(house) as http:
+        assert (await http.get("/ready")).status_code == 503
 
 
 async def test_a_drain_refuses_the_new_and_finishes_the_running() -> None:

@@ -35,10 +35,11 @@ class Probes:
         return json_response(Probe())
 
     async def ready(self, request: Request) -> Response:
-        """Whether requests can be served now: 503 while loading, after a failure, and from the first moment of a drain."""
+        """Whether requests can be served now: 503 while loading, after a failure, while every node drains, and from the first moment
+        of a drain of this gateway."""
         self._gateway.refuse_when_draining()
         nodes = self._gateway.dispatch.nodes()
-        if not any(node.ready for node in nodes) or not self._gateway.dispatch.models():
+        if not any(node.ready and not node.draining for node in nodes) or not self._gateway.dispatch.models():
             reasons = [node.error.message for node in nodes if node.error is not None]
             raise unavailable("; ".join(reasons) or "No model is ready yet.")
         return json_response(Probe())

@@ -35,8 +35,8 @@ class Probes:
         return json_response(Probe())
 
     async def ready(self, request: Request) -> Response:
-        """Whether requests can be served now: 503 while loading, after a failure, while every node drains, and from the first moment
-        of a drain of this gateway."""
+        """Whether requests can be served now: 503 while loading, after a failure, while every node drains, and from the first
+        moment of a drain."""
         self._gateway.refuse_when_draining()
         nodes = self._gateway.dispatch.nodes()
         if not any(node.ready and not node.draining for node in nodes) or not self._gateway.dispatch.models():

@@ -47,6 +47,16 @@ def test_a_cut_in_one_direction_is_noticed_by_both_ends() -> None:
         assert None not in pair.run(4, up=up, down=not up)
 
 
+def test_who_is_overloaded_counts_its_own_looks() -> None:
+    pair = Pair()
+    pair.run(5)
+    for _ in range(5):  # everything takes eight times as long as it should
+        pair.now += 2.0
+        assert pair.ours.verdict(pair.now) is None
+    pair.ours.hear(pair.theirs.beat(pair.now), pair.now)
+    assert pair.run(10) == (None, None)
+
+
 def test_a_gap_shorter_than_the_limit_is_forgiven() -> None:
     pair = Pair()
     for _ in range(5):
@@ -78,3 +88,14 @@ def test_what_the_other_side_heard_confirms_our_beats() -> None:
     pulse.beat(0.2)
     pulse.hear(Beat(number=1, heard=1), 0.3)
     assert (pulse.sent, pulse.confirmed) == (2, 1)
+
+
+def test_beats_that_arrive_late_are_no_cut_while_more_of_them_arrive() -> None:
+    """Later and later, as with a reader that is overloaded; then none any more."""
+    ours, verdicts = Pulse(SILENCE, 0.0), []
+    for tick in range(1, 110):
+        ours.beat(tick * STEP)
+        ours.hear(Beat(number=tick, heard=min(tick, 100) * 4 // 5), tick * STEP)
+        verdicts.append(ours.verdict(tick * STEP))
+    assert verdicts[:100] == [None] * 100
+    assert verdicts[-1] is not None and "arrived" in verdicts[-1]

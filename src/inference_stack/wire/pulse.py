@@ -10,15 +10,27 @@ from collections import deque
 from inference_stack.wire.messages import Beat
 
 
+LOOKS_PER_SILENCE = 5
+"""At least so often must be looked before silence is believed."""
+
+
 class Pulse:
-    """One link's signs of life. `silence` seconds without any, or of beats that show that ours do not arrive, are too long."""
+    """One link's signs of life. `silence` seconds without any, or of beats that show that ours do not arrive, are too long.
+
+    Ours may arrive late, behind much else that the other side has yet to read: that is no cut as long as more and more arrive.
+
+    Time counts only as fast as we look: between two looks at most a fifth of `silence` passes, however long ago the first was. Who is
+    paused or overloaded reads late what was said in time, and must not blame the other side for it.
+    """
 
     def __init__(self, silence: float, now: float) -> None:
         self._silence = silence
-        self._heard_at = now
         self._looked_at = now
+        self._passed = 0.0
+        self._heard_at = 0.0
         self._heard = 0
         self._sent = 0
+        self._answered_at = 0.0
         self._confirmed = 0
         self._unanswered: deque[tuple[int, float]] = deque()
         self._cut = False
@@ -36,29 +48,31 @@ class Pulse:
     def beat(self, now: float) -> Beat:
         """The next beat to send."""
         self._sent += 1
-        self._unanswered.append((self._sent, now))
+        self._unanswered.append((self._sent, self._time(now)))
         return Beat(number=self._sent, heard=self._heard)
 
     def hear(self, message: object, now: float) -> None:
         """Anything heard is a sign of life; a beat also says which of ours arrived."""
-        self._heard_at = now
+        self._heard_at = now = self._time(now)
         if isinstance(message, Beat):
             self._heard = message.number
             self._confirmed = max(self._confirmed, message.heard)
             while self._unanswered and self._unanswered[0][0] <= message.heard:
                 self._unanswered.popleft()
-            self._cut = bool(self._unanswered) and now - self._unanswered[0][1] > self._silence
+                self._answered_at = now
+            waiting_since = max(self._answered_at, self._unanswered[0][1]) if self._unanswered else now
+            self._cut = now - waiting_since > self._silence
 
     def verdict(self, now: float) -> str | None:
         """Why the link must be given up, or None while it is well. To be asked regularly."""
-        overslept = now - self._looked_at > self._silence / 2
+        self._passed = self._time(now)
         self._looked_at = now
-        if overslept:  # it is we who were paused: what the other side said meanwhile is still unread
-            self._heard_at = now
-            self._unanswered.clear()
-            self._cut = False
         if self._cut:
             return f"nothing sent has arrived for {self._silence:.1f} s"
-        if now - self._heard_at > self._silence:
-            return f"silent for {now - self._heard_at:.1f} s"
+        if self._passed - self._heard_at > self._silence:
+            return f"silent for {self._passed - self._heard_at:.1f} s"
         return None
+
+    def _time(self, now: float) -> float:
+        """Seconds that count, since the link began."""
+        return self._passed + min(now - self._looked_at, self._silence / LOOKS_PER_SILENCE)

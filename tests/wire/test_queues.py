@@ -10,7 +10,7 @@ import pytest
 from inference_stack.core.seams import LinkClosed
 from inference_stack.core.step import TokenDelta
 from inference_stack.wire.codec import decode, encode
-from inference_stack.wire.grpc.queues import BUSY_DELTAS, INBOX_MESSAGES, Inbox, Outbox, Overflow
+from inference_stack.wire.grpc.queues import INBOX_MESSAGES, Inbox, Outbox, Overflow
 from inference_stack.wire.messages import Beat, StepReport
 
 BEAT = Beat(number=1, heard=0)
@@ -71,29 +71,6 @@ async def test_other_messages_keep_their_place_among_reports() -> None:
     async with running(outbox, stream):
         await outbox.flushed()
     assert stream.written == [report(0, 1), BEAT, report(2, 3)]
-
-
-async def test_a_busy_link_waits_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    outbox, stream = Outbox(encode), Stream()
-    paused = asyncio.Event()
-    go_on = asyncio.Event()
-
-    async def pause(seconds: float) -> None:
-        paused.set()
-        await go_on.wait()
-
-    monkeypatch.setattr("inference_stack.wire.grpc.queues._pause", pause)
-    monkeypatch.setattr("inference_stack.wire.grpc.queues.JOIN_SECONDS", 60.0)
-    many = BUSY_DELTAS + 1
-    async with running(outbox, stream):
-        outbox.put(report(0, requests=many))
-        await outbox.flushed()
-        outbox.put(report(1, requests=many))
-        await paused.wait()
-        outbox.put(report(2, requests=many))
-        go_on.set()
-        await outbox.flushed()
-    assert stream.written == [report(0, requests=many), report(1, 2, requests=many)]
 
 
 async def test_what_nobody_reads_is_bounded() -> None:

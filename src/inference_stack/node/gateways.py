@@ -17,6 +17,7 @@ from inference_stack.core.step import TokenDelta
 from inference_stack.wire.coalesce import coalesce
 from inference_stack.wire.codec import ProtocolError
 from inference_stack.wire.messages import WIRE_VERSION, Attach, Beat, FromNode, StepReport, ToNode
+from inference_stack.wire.pace import Pace
 from inference_stack.wire.pulse import Pulse
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class GatewayLink:
         self.watched = limit is not None
         self._last_words: deque[tuple[int, str]] = deque()
         self._pulse = Pulse(limit or FOREVER, clock.now())
+        self._pace = Pace()
         self._waiting: deque[FromNode] = deque()
         self._weight = 0
         self._sending = False
@@ -140,6 +142,8 @@ class GatewayLink:
             while True:
                 while self._waiting:
                     self._sending = True
+                    if isinstance(self._waiting[0], StepReport) and (pause := self._pace.wait(self._clock.now())):
+                        await self._clock.sleep(pause)
                     await self._link.send(self._next())
                 self._sending = False
                 self._news.clear()
@@ -150,7 +154,7 @@ class GatewayLink:
     def _next(self) -> FromNode:
         """What to send now: reports that had to wait go together."""
         message = self._pop()
-        if not isinstance(message, StepReport) or not self._waiting:
+        if not isinstance(message, StepReport):
             return message
         reports, size = [message], len(message.deltas)
         while self._waiting and isinstance(following := self._waiting[0], StepReport):
@@ -159,6 +163,7 @@ class GatewayLink:
                 break
             reports.append(following)
             self._pop()
+        self._pace.sent(sum(len(report.deltas) for report in reports), self._clock.now())
         return coalesce(reports)
 
     def _pop(self) -> FromNode:

@@ -9,7 +9,6 @@ from collections import deque
 
 from inference_stack.wire.messages import Beat
 
-
 LOOKS_PER_SILENCE = 5
 """At least so often must be looked before silence is believed."""
 
@@ -19,8 +18,8 @@ class Pulse:
 
     Ours may arrive late, behind much else that the other side has yet to read: that is no cut as long as more and more arrive.
 
-    Time counts only as fast as we look: between two looks at most a fifth of `silence` passes, however long ago the first was. Who is
-    paused or overloaded reads late what was said in time, and must not blame the other side for it.
+    Time counts only as fast as we look: between two looks at most a fifth of `silence` passes, however long ago the first was.
+    Who is paused or overloaded reads late what was said in time, and must not blame the other side for it.
     """
 
     def __init__(self, silence: float, now: float) -> None:

@@ -19,10 +19,6 @@ BACKLOG_BYTES: Final = 32 << 20
 """What may wait to be sent."""
 INBOX_MESSAGES: Final = 64
 """What may wait to be received; then reading pauses, and the other side's backlog grows."""
-JOIN_SECONDS: Final = 0.005
-"""Under load, reports wait so long for one another."""
-BUSY_DELTAS: Final = 64
-"""A link is under load while its messages have more deltas than this and follow one another within `JOIN_SECONDS`."""
 
 
 class Overflow(Exception):
@@ -50,8 +46,6 @@ class Outbox:
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._last = float("-inf")
-        self._last_deltas = 0
 
     def put(self, message: Any) -> None:
         """Send this after everything before it. Raises `Overflow` when too much waits already."""
@@ -70,15 +64,11 @@ class Outbox:
 
     async def run(self, write: Callable[[bytes], Awaitable[None]]) -> None:
         """Write messages, for ever."""
-        loop = asyncio.get_running_loop()
         while True:
             if not self._queue:
                 self._idle.set()
                 self._wake.clear()
                 await self._wake.wait()
-            if self._last_deltas > BUSY_DELTAS and (rest := self._last + JOIN_SECONDS - loop.time()) > 0:
-                await _pause(rest)
-            self._last = loop.time()
             await write(self._next())
 
     async def flushed(self) -> None:
@@ -91,21 +81,14 @@ class Outbox:
         while self._queue and isinstance(self._queue[0][0], StepReport):
             reports.append(self._pop())
         if not reports:
-            self._last_deltas = 0
             data: bytes = self._pop()
             return data
-        joined = coalesce(reports)
-        self._last_deltas = len(joined.deltas)
-        return self._encode(joined)
+        return self._encode(coalesce(reports))
 
     def _pop(self) -> Any:
         item, size = self._queue.popleft()
         self._bytes -= size
         return item
-
-
-async def _pause(seconds: float) -> None:
-    await asyncio.sleep(seconds)
 
 
 class Inbox:

@@ -25,6 +25,8 @@ class Literals:
         self._heads = {word[:cut] for word in words for cut in range(1, len(word))}
         self._tails = {word[cut:] for word in words for cut in range(1, len(word))}
         self._longest = max(map(len, words), default=1)
+        self._firsts = {word[0] for word in words if word}
+        self._inner = {character for word in words for character in word[1:]}
 
     def guard(self, text: str, mark: str) -> str:
         """`text` with `mark` around every character of every literal, and beside a part of one at either end.
@@ -34,8 +36,13 @@ class Literals:
         core = text.strip()
         if not core:
             return text
+        may_start = any(first in core for first in self._firsts)
+        if not may_start and core[0] not in self._inner:
+            return text  # nearly every message
         limit = min(len(core), self._longest - 1)
         before = mark if any(core[:size] in self._tails for size in range(1, limit + 1)) else ""
+        if not may_start and not before:
+            return text
         after = mark if any(core[-size:] in self._heads for size in range(1, limit + 1)) else ""
         guarded = self.pattern.sub(lambda found: mark + mark.join(found[0]) + mark, core)
         if not before and not after and guarded == core:

@@ -22,6 +22,7 @@ class Mirror:
     def __init__(self, kind: type, message: Any, skip: tuple[str, ...] = ()) -> None:
         self._kind = kind
         self._message = message
+        self._plain: list[str] = []
         self._writers: list[tuple[str, Write]] = []
         self._readers: list[tuple[str, Read]] = []
         hints = get_type_hints(kind)
@@ -29,12 +30,15 @@ class Mirror:
             if name not in message.DESCRIPTOR.fields_by_name:
                 raise TypeError(f"{kind.__name__}.{name} is not in fleet.proto")
             write, read = _field(name, hints[name], message)
-            self._writers.append((name, write))
+            if _is_plain(hints[name]):
+                self._plain.append(name)
+            else:
+                self._writers.append((name, write))
             self._readers.append((name, read))
 
     def to_proto(self, value: Any) -> Any:
         """The message."""
-        message = self._message()
+        message = self._message(**{name: getattr(value, name) for name in self._plain})
         for name, write in self._writers:
             write(message, getattr(value, name))
         return message
@@ -42,6 +46,14 @@ class Mirror:
     def from_proto(self, message: Any, **carried: Any) -> Any:
         """The dataclass."""
         return self._kind(**{name: read(message) for name, read in self._readers}, **carried)
+
+
+def _is_plain(hint: Any) -> bool:
+    """Whether protobuf takes a value of this type as it is: a scalar, None where that is allowed, several scalars."""
+    inner = _without_none(hint) or hint
+    if get_origin(inner) is tuple:
+        inner = get_args(inner)[0]
+    return isinstance(inner, type) and not dataclasses.is_dataclass(inner) and get_origin(inner) is None
 
 
 def _field(name: str, hint: Any, message: Any) -> tuple[Write, Read]:

@@ -127,11 +127,12 @@ def _header(request: Request, handle: int) -> Any:
     known = request.continuation
     header = _request.to_proto(request)
     header.handle = handle
-    header.qos.CopyFrom(_qos.to_proto(request.qos))
-    header.continuation.CopyFrom(_continuation.to_proto(known))
-    header.continuation.params.CopyFrom(_params.to_proto(known.params))
-    header.continuation.prompt_tokens = len(known.prompt)
-    header.continuation.emitted_tokens = len(known.emitted)
+    header.qos.MergeFrom(_qos.to_proto(request.qos))
+    continuation = header.continuation
+    continuation.MergeFrom(_continuation.to_proto(known))
+    continuation.params.MergeFrom(_params.to_proto(known.params))
+    continuation.prompt_tokens = len(known.prompt)
+    continuation.emitted_tokens = len(known.emitted)
     return header
 
 

@@ -379,3 +379,14 @@ def test_a_link_that_replaces_another_takes_its_streams_over() -> None:
     h.join("a")
     assert [(node, one.attempt) for node, one in h.take()] == [("a", 1)]
     h.dispatcher.check()
+
+
+def test_a_hint_finds_its_node_at_a_new_address() -> None:
+    h = house("a", "b")
+    h.dispatcher.attached("old")
+    h.dispatcher.state("old", state("moved"))
+    h.dispatcher.detached("old", "its address changed")
+    h.dispatcher.attached("new")
+    h.dispatcher.state("new", state("moved"))
+    h.submit(request(), holder=node_hint("moved"))
+    assert [node for node, _ in h.take()] == ["new"]

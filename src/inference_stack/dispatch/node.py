@@ -96,5 +96,5 @@ class Nodes:
         return node
 
     def hinted(self, hint: bytes) -> Node | None:
-        """The node that a hint points at."""
-        return next((node for node in self._by_number if node.hint == hint), None) if hint else None
+        """The node in reach that a hint points at. It may have been known by other addresses before."""
+        return next((node for node in self._by_number if node.linked and node.hint == hint), None) if hint else None

@@ -120,7 +120,8 @@ class Beat:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrainNode:
-    """Take nothing new; what runs may end for `seconds`, the rest is handed back. The node stays. `undo` takes an earlier one back."""
+    """Take nothing new; what runs may end for `seconds`, the rest is handed back. The node stays. `undo` takes an earlier one
+    back."""
 
     seconds: float
     undo: bool = False

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import uvicorn
 from starlette.applications import Starlette
 
+from inference_stack.cli.tuning import tune_interpreter
 from inference_stack.core.errors import ErrorInfo, InferenceError, unavailable
 from inference_stack.core.fleet import NodeState
 from inference_stack.gateway.fleet import Fleet
@@ -46,6 +47,7 @@ class GatewayServer:
             app.state.gateway.begin_drain()
             draining.append(loop.create_task(self._drain()))
 
+        tune_interpreter()
         self._http = _Uvicorn(settings, lambda: loop.call_soon_threadsafe(begin_drain))
         self._http.should_exit = self._failure is not None
         await self._http.serve(sockets=[sock])

@@ -18,6 +18,7 @@ from rich.console import Console
 from inference_stack.artifacts.files import ModelFiles
 from inference_stack.cli.ledger import print_ledger
 from inference_stack.cli.models import fetch, placed
+from inference_stack.cli.tuning import tune_interpreter
 from inference_stack.config.tree import Config
 from inference_stack.core.errors import InferenceError, unavailable
 from inference_stack.core.fleet import NodeState
@@ -58,6 +59,7 @@ class NodeProcess:
         working.add_done_callback(self._ended)
         try:
             await server.start()
+            tune_interpreter()
             host = self._config.node.listen.rpartition(":")[0]
             print(f"node {self._name} listening on {host}:{server.port}", flush=True)
             await self._leave.wait()

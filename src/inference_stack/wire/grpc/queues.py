@@ -1,22 +1,27 @@
 """A link's two queues: what waits to be sent, bounded in bytes, and what waits to be received, bounded in messages.
 
 Sending never waits, so that one slow peer delays nobody else: what it does not read piles up to a limit, and then the link ends.
-Step reports that wait are joined into one.
+What waits is joined: reports into one, and so are requests, because a message costs as much as many of either.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
 
 from inference_stack.core.seams import LinkClosed
 from inference_stack.wire.coalesce import coalesce
-from inference_stack.wire.messages import StepReport
+from inference_stack.wire.messages import Abort, Lost, StepReport, Submit
 
 BACKLOG_BYTES: Final = 32 << 20
 """What may wait to be sent."""
+JOINED_REPORT_BYTES: Final = 1 << 20
+JOINED_SUBMIT_BYTES: Final = 32 << 10
+"""What is joined to one message, at most. No request shall wait for the long prompt of another."""
+SMALL_BYTES: Final = 256
+NAME_BYTES: Final = 48
 INBOX_MESSAGES: Final = 64
 """What may wait to be received; then reading pauses, and the other side's backlog grows."""
 
@@ -25,8 +30,17 @@ class Overflow(Exception):
     """The other side does not read."""
 
 
-def _estimated(report: StepReport) -> int:
-    """About how many bytes a report takes."""
+def _estimated(message: Any) -> int:
+    """About how many bytes a message takes."""
+    if isinstance(message, StepReport):
+        return _report_bytes(message)
+    if isinstance(message, Submit):
+        known = (request.continuation for request in message.requests)
+        return sum(SMALL_BYTES + 4 * (len(one.prompt) + len(one.emitted)) for one in known)
+    return SMALL_BYTES + NAME_BYTES * len(message.request_ids) if isinstance(message, Abort | Lost) else SMALL_BYTES
+
+
+def _report_bytes(report: StepReport) -> int:
     size = 64 + 256 * len(report.stats)
     for delta in report.deltas:
         size += 16 + 4 * len(delta.tokens)
@@ -51,13 +65,8 @@ class Outbox:
         """Send this after everything before it. Raises `Overflow` when too much waits already."""
         if self._bytes > self._limit:
             raise Overflow(f"the other side does not read: {self._bytes >> 20} MiB wait to be sent")
-        item: Any
-        if isinstance(message, StepReport):
-            item, size = message, _estimated(message)
-        else:
-            item = self._encode(message)
-            size = len(item)
-        self._queue.append((item, size))
+        size = _estimated(message)
+        self._queue.append((message, size))
         self._bytes += size
         self._idle.clear()
         self._wake.set()
@@ -76,14 +85,19 @@ class Outbox:
         await self._idle.wait()
 
     def _next(self) -> bytes:
-        """The next message's bytes: one that is no report, or all reports up to the next such."""
-        reports = []
-        while self._queue and isinstance(self._queue[0][0], StepReport):
-            reports.append(self._pop())
-        if not reports:
-            data: bytes = self._pop()
-            return data
-        return self._encode(coalesce(reports))
+        """The next message's bytes: with it go those right behind it that can be joined to it."""
+        size, message = self._queue[0][1], self._pop()
+        if isinstance(message, StepReport):
+            return self._encode(coalesce([message, *self._more(StepReport, JOINED_REPORT_BYTES - size)]))
+        if isinstance(message, Submit):
+            submits = [message, *self._more(Submit, JOINED_SUBMIT_BYTES - size)]
+            return self._encode(Submit(requests=tuple(request for one in submits for request in one.requests)))
+        return self._encode(message)
+
+    def _more(self, kind: type, room: int) -> Iterator[Any]:
+        """Those next in line, while they are of this kind and there is room."""
+        while self._queue and isinstance(self._queue[0][0], kind) and (room := room - self._queue[0][1]) >= 0:
+            yield self._pop()
 
     def _pop(self) -> Any:
         item, size = self._queue.popleft()

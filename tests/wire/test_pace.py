@@ -24,7 +24,7 @@ def run(deltas_per_step: int, step: float, seconds: float = 2.0) -> tuple[int, f
 
 
 def test_few_tokens_go_at_once() -> None:
-    messages, longest = run(deltas_per_step=5, step=0.00125)
+    messages, longest = run(deltas_per_step=1, step=0.00125)
     assert messages >= 799 and longest == 0
 
 

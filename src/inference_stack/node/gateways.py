@@ -17,7 +17,7 @@ from inference_stack.core.step import TokenDelta
 from inference_stack.wire.coalesce import coalesce
 from inference_stack.wire.codec import ProtocolError
 from inference_stack.wire.messages import WIRE_VERSION, Attach, Beat, FromNode, StepReport, ToNode
-from inference_stack.wire.pace import Pace
+from inference_stack.wire.pace import JOIN_SECONDS, NEAR_JOIN_SECONDS, Pace
 from inference_stack.wire.pulse import Pulse
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class GatewayLink:
         self.watched = limit is not None
         self._last_words: deque[tuple[int, str]] = deque()
         self._pulse = Pulse(limit or FOREVER, clock.now())
-        self._pace = Pace()
+        self._pace = Pace(JOIN_SECONDS if self.watched else NEAR_JOIN_SECONDS)
         self._waiting: deque[FromNode] = deque()
         self._weight = 0
         self._sending = False

@@ -30,7 +30,10 @@ def quantise_rows(x_TK: Tensor, block: int) -> tuple[Tensor, Tensor]:
     """(codes int8 [T, K], scales d fp32 [T, K/block]) of activations."""
     x_TBX = x_TK.to(torch.float32).unflatten(1, (-1, block))
     top_TB1 = x_TBX.abs().amax(-1, keepdim=True)
-    inverse = torch.where(top_TB1 > TINY, LARGEST / top_TB1, 0.0)
+    largest = torch.full_like(
+        top_TB1, LARGEST
+    )  # a plain number over a tensor would be rounded twice, as its reciprocal times it
+    inverse = torch.where(top_TB1 > TINY, largest / top_TB1, 0.0)
     codes = (x_TBX * inverse).round_().nan_to_num_(0.0).clamp_(-LARGEST, LARGEST)
     return codes.flatten(1).to(torch.int8), (top_TB1 / LARGEST)[..., 0]
 

@@ -155,6 +155,7 @@ class Fleet:
         connection.outbox.put_nowait(self._hello)
         parts = [self._send(connection), self._receive(key, connection)]
         tasks = [asyncio.create_task(part) for part in [*parts, *([self._watch(connection)] if watched else [])]]
+        reason = "its link ended"
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             reason = next(iter(done)).result()
@@ -165,7 +166,7 @@ class Fleet:
             if self._connections.get(key) is connection:
                 del self._connections[key]
                 self._observers[key].observe_gone()
-                self._dispatcher.detached(key, "its link ended")
+                self._dispatcher.detached(key, reason)
             await link.close()
         return reason
 

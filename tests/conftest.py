@@ -15,6 +15,7 @@ settings.load_profile("repeatable")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined: GPU kernels are tested on the CPU
 
 
 @pytest.fixture(scope="session")

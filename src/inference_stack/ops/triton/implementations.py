@@ -1,0 +1,55 @@
+"""The Triton ops as the registry knows them. Without Triton, or without a GPU it can compile for, they refuse, saying why."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from typing import Any, Final
+
+import torch
+
+from inference_stack.ops.implementation import Implementation
+from inference_stack.ops.triton.settings import TritonSettings
+from inference_stack.ops.workspace import Workspace
+
+BUILDERS: Final[dict[str, str]] = {}
+"""For each op, module and attribute of what builds it from (workspace, settings). Loaded when the op has been chosen."""
+
+OLDEST: Final = (8, 0)
+"""Compute capability from which bf16 matrix instructions exist."""
+SPEED: Final = 20
+
+
+def triton_implementations(settings: TritonSettings) -> tuple[Implementation, ...]:
+    """The Triton implementation of every op that has one."""
+    return tuple(
+        Implementation(
+            op=op,
+            name="triton",
+            speed=SPEED,
+            refuses=refuses,
+            build=partial(_build, place, settings),
+        )
+        for op, place in BUILDERS.items()
+    )
+
+
+def refuses(device: torch.device) -> str | None:
+    """Why Triton kernels cannot run on a device, or None."""
+    if find_spec("triton") is None:
+        return "the package triton is not installed"
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        old = torch.version.hip is None and capability < OLDEST
+        return f"compute capability {capability[0]}.{capability[1]} is older than 8.0" if old else None
+    from inference_stack.ops.triton.kernel import interpreting
+
+    return None if interpreting() else "it runs on GPUs"
+
+
+def _build(place: str, settings: TritonSettings, workspace: Workspace) -> Callable[..., Any]:
+    module, name = place.split(":")
+    made: Callable[..., Any] = getattr(importlib.import_module(module), name)(workspace, settings)
+    return made

@@ -1,1 +1,1 @@
-"""Ops as Triton kernels, for GPUs. Nothing here is imported unless Triton is wanted: it takes a while, and CPUs have no use for it."""
+"""Ops as Triton kernels, for GPUs. Imported only where they are wanted: it takes a while, and CPUs have no use for them."""

@@ -90,6 +90,19 @@ class Event(Protocol):
         ...
 
 
+class Fetch(Protocol):
+    """Results on their way from the device to the host."""
+
+    def wait(self) -> Sequence[Any]:
+        """Block until they are there: numpy arrays, in the order they were asked for."""
+        ...
+
+    @property
+    def seconds(self) -> float | None:
+        """After `wait`: how long the device worked on the step; None where the host's clock tells."""
+        ...
+
+
 class Device(Protocol):
     """One accelerator or one set of CPU cores: memory and ordered execution. Tensors are torch's (`Any` keeps core light)."""
 
@@ -108,12 +121,24 @@ class Device(Protocol):
         """A committed, zeroed uint8 tensor [nbytes] aligned to 64 bytes. Raises `InferenceError` when it does not fit."""
         ...
 
-    def upload(self, column: Any) -> Any:
-        """A host array as a tensor on the device, ordered before the next kernel."""
+    def begin(self) -> None:
+        """A step begins: its uploads are gathered until `send`, and last until its results have been fetched."""
         ...
 
-    def record(self) -> Event:
-        """An event after all work queued so far."""
+    def upload(self, column: Any) -> Any:
+        """A host array as a tensor on the device, whose values are there for all work queued after `send`."""
+        ...
+
+    def send(self) -> None:
+        """Copy what was uploaded since the last time."""
+        ...
+
+    def keep(self, tensor: Any) -> Any:
+        """An upload as a tensor that outlives its step."""
+        ...
+
+    def fetch(self, tensors: Sequence[Any]) -> Fetch:
+        """Copy tensors to the host, behind all work queued so far, without waiting. The step ends here."""
         ...
 
     def isa(self) -> str:

@@ -1,6 +1,6 @@
 """The `Device` seam for CPUs: memory, ordered execution, identity.
 
-On a CPU every queued operation has finished when the call returns, so events are immediate.
+On a CPU every queued operation has finished when the call returns, so nothing is gathered and nothing is waited for.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import ctypes
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,17 @@ from inference_stack.core.errors import SERVER_ERROR, ErrorInfo, InferenceError
 from inference_stack.ops.host_memory import host_bytes
 
 
-class _Passed:
-    """An event that has already happened."""
+class _Here:
+    """Results that are on the host already."""
 
-    def wait(self) -> None:
-        return
+    __slots__ = ("_arrays",)
+    seconds = None
+
+    def __init__(self, arrays: list[np.ndarray]) -> None:
+        self._arrays = arrays
+
+    def wait(self) -> list[np.ndarray]:
+        return self._arrays
 
 
 def usable_cores() -> int:
@@ -106,13 +113,23 @@ class CpuDevice:
         if trim is not None:
             trim(0)
 
+    def begin(self) -> None:
+        """Nothing to do."""
+
     def upload(self, column: np.ndarray) -> Tensor:
         """A host array as a tensor; shares memory, so the array must not change while a step uses it."""
         return torch.from_numpy(column)
 
-    def record(self) -> _Passed:
-        """An event after all work queued so far."""
-        return _Passed()
+    def send(self) -> None:
+        """Nothing to do."""
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """The tensor itself: its memory is the array's."""
+        return tensor
+
+    def fetch(self, tensors: Sequence[Tensor]) -> _Here:
+        """The tensors as arrays that share their memory."""
+        return _Here([tensor.numpy() for tensor in tensors])
 
     def isa(self) -> str:
         """Machine, vector extension and thread count: what torch's kernels choose their code by."""

@@ -5,9 +5,11 @@ Positions, token ids and addresses are computed on the device from slot tables; 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import torch
-from torch import Tensor
 
 from inference_stack.core.request import BLOCK_TOKENS
 from inference_stack.core.seams import Device
@@ -46,24 +48,40 @@ class Rows:
         self.sampled_position = self.context[row] - back + 1
 
 
-def write_drafts(plan: StepPlan, rows: Rows, tables: SlotTables, device: Device) -> None:
-    """Put a plan's draft tokens where the forward pass will read them: the last positions of their rows."""
+def stage_drafts(plan: StepPlan, rows: Rows, tables: SlotTables, device: Device) -> Callable[[], None] | None:
+    """Upload a plan's draft tokens; the call then puts them where the forward pass will read them: the last positions of
+    their rows. None where there are none."""
     if plan.drafts is None:
-        return
+        return None
     row, column = np.nonzero(plan.drafts >= 0)
     count = (plan.drafts >= 0).sum(axis=1)
     position = rows.context[row] - count[row] + column
-    tables.write(rows.slots[row], position, device.upload(plan.drafts[row, column].astype(np.int64)))
+    write = tables.writer(rows.slots[row], position)
+    return partial(write, device.upload(plan.drafts[row, column].astype(np.int64)))
 
 
-def build_inputs(rows: Rows, tables: SlotTables, kv: tuple[KvLayer, ...], device: Device) -> StepInputs:
-    """The step's tensors."""
-    counts = device.upload(rows.num_tokens)
-    row_T = torch.repeat_interleave(counts)
-    first = device.upload(rows.start - rows.cu_q[:-1])
-    positions_T = torch.arange(int(rows.cu_q[-1]), device=row_T.device) + first[row_T]
-    slots = device.upload(rows.slots)
-    slot_T = slots[row_T]
+class RowColumns:
+    """A step's rows, uploaded."""
+
+    __slots__ = ("context", "cu_q", "first", "num_tokens", "rows", "sampled_query", "slots")
+
+    def __init__(self, rows: Rows, device: Device) -> None:
+        self.rows = rows
+        self.slots = device.upload(rows.slots)
+        self.num_tokens = device.upload(rows.num_tokens)
+        self.first = device.upload(rows.start - rows.cu_q[:-1])
+        self.context = device.upload(rows.context)
+        self.cu_q = device.upload(rows.cu_q)
+        self.sampled_query = device.upload(rows.sampled_query)
+
+
+def build_inputs(columns: RowColumns, tables: SlotTables, kv: tuple[KvLayer, ...]) -> StepInputs:
+    """The step's tensors, made on the device."""
+    rows = columns.rows
+    tokens = int(rows.cu_q[-1])
+    row_T = torch.repeat_interleave(columns.num_tokens, output_size=tokens)
+    positions_T = torch.arange(tokens, device=row_T.device) + columns.first[row_T]
+    slot_T = columns.slots[row_T]
     blocks = -(-int(rows.context.max()) // BLOCK_TOKENS)
     block_T = positions_T // BLOCK_TOKENS
     offset_T = positions_T - block_T * BLOCK_TOKENS
@@ -71,17 +89,14 @@ def build_inputs(rows: Rows, tables: SlotTables, kv: tuple[KvLayer, ...], device
         tokens_T=tables.tokens[slot_T, positions_T],
         positions_T=positions_T,
         row_T=row_T,
-        context_R=device.upload(rows.context),
-        cu_q_X=device.upload(rows.cu_q),
+        context_R=columns.context,
+        cu_q_X=columns.cu_q,
         cu_q=tuple(rows.cu_q.tolist()),
         context=tuple(rows.context.tolist()),
         kv=kv,
-        tables=tuple(_group_table(entries, slots, slot_T, block_T, offset_T, blocks) for entries in tables.entries),
-        sampled_S=device.upload(rows.sampled_query),
+        tables=tuple(
+            GroupTable(entry_RB=entries[columns.slots, :blocks], entry_T=entries[slot_T, block_T], offset_T=offset_T)
+            for entries in tables.entries
+        ),
+        sampled_S=columns.sampled_query,
     )
-
-
-def _group_table(
-    entries: Tensor, slots: Tensor, slot_T: Tensor, block_T: Tensor, offset_T: Tensor, blocks: int
-) -> GroupTable:
-    return GroupTable(entry_RB=entries[slots, :blocks], entry_T=entries[slot_T, block_T], offset_T=offset_T)

@@ -1,4 +1,4 @@
-"""Where steps are computed: in the loop's own thread, or in one beside it.
+"""Where steps are computed: in the loop's own thread, in one beside it, or by a device with a queue of its own.
 
     loop               plan 2 │      │ advance 1, report 1, plan 3 │      │ advance 2 …
     device   prepare 1, native code 1 │ prepare 2, native code 2 ─────────│ prepare 3 …
@@ -18,14 +18,17 @@ from typing import Protocol
 from inference_stack.core.seams import InFlightStep
 from inference_stack.core.step import StepResult
 
-Work = Callable[[], StepResult]
+Finish = Callable[[], StepResult]
+"""Waits for a step that was started, and gives its result."""
+Work = Callable[[], Finish]
+"""Starts a step."""
 
 
 class Launcher(Protocol):
     """Executes steps in the order they come."""
 
     def submit(self, work: Work) -> InFlightStep:
-        """Start or queue a step."""
+        """Start a step, or have it started."""
         ...
 
     def native(self) -> None:
@@ -51,7 +54,31 @@ class Inline:
 
     def submit(self, work: Work) -> Retired:
         """Run the step."""
-        return Retired(work())
+        return Retired(work()())
+
+    def native(self) -> None:
+        """Nobody waits."""
+
+
+class Started:
+    """A step that a device is working on."""
+
+    __slots__ = ("_finish",)
+
+    def __init__(self, finish: Finish) -> None:
+        self._finish = finish
+
+    def wait(self) -> StepResult:
+        """The result, once it is there."""
+        return self._finish()
+
+
+class Queued:
+    """Starts a step on a device that has a queue of its own, and leaves it there."""
+
+    def submit(self, work: Work) -> Started:
+        """Queue the step's work on the device."""
+        return Started(work())
 
     def native(self) -> None:
         """Nobody waits."""
@@ -72,7 +99,7 @@ class Pending:
     def run(self) -> None:
         """Compute the step; what it raises is kept for `wait`."""
         try:
-            self._result = self.work()
+            self._result = self.work()()
         except BaseException as error:
             self._error = error
 

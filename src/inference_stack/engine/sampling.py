@@ -5,9 +5,12 @@ Histories and bans are derived from tokens alone, so a continuation samples as t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from functools import partial
 
 import numpy as np
+from torch import Tensor
 
 from inference_stack.core.seams import Device
 from inference_stack.core.step import StepPlan, TokenLogprob
@@ -22,17 +25,16 @@ def _join(pieces: Sequence[np.ndarray], dtype: type) -> np.ndarray:
     return np.concatenate([np.asarray(piece, dtype=dtype) for piece in pieces]) if pieces else np.zeros(0, dtype=dtype)
 
 
-def _histories(
-    slots: np.ndarray, position: np.ndarray, tables: SlotTables
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(row, token, is emitted) of every known token of the rows whose choice depends on history."""
-    rows, tokens, emitted = [], [], []
+def _histories(slots: np.ndarray, position: np.ndarray, tables: SlotTables) -> tuple[np.ndarray, ...]:
+    """(row, slot, position, is emitted) of every known token of the rows whose choice depends on history."""
+    rows, places, emitted = [], [], []
     for row, (slot, known) in enumerate(zip(slots, position, strict=True)):
         if tables.params[slot].penalised:
             rows.append(np.full(known, row))
-            tokens.append(tables.tokens[slot, :known].cpu().numpy())
-            emitted.append(np.arange(known) >= tables.prompt_len[slot])
-    return _join(rows, np.int64), _join(tokens, np.int64), _join(emitted, np.bool_)
+            places.append(np.arange(known))
+            emitted.append(places[-1] >= tables.prompt_len[slot])
+    row_N = _join(rows, np.int64)
+    return row_N, slots[row_N], _join(places, np.int64), _join(emitted, np.bool_)
 
 
 def _bans(slots: np.ndarray, position: np.ndarray, tables: SlotTables, eos: tuple[int, ...]) -> Pairs:
@@ -73,20 +75,22 @@ class SampleColumns:
         self._device = device
         self._inputs: SampleInputs | None = None
         self._slots = np.zeros(0, dtype=np.int64)
-        self._position = np.zeros(0, dtype=np.int64)
         self._entered = -1
+        self.tops = np.zeros(0, dtype=np.int64)
 
-    def of(self, plan: StepPlan, rows: Rows) -> SampleInputs:
-        """The columns for a plan."""
+    def stage(self, plan: StepPlan, rows: Rows) -> Callable[[], SampleInputs]:
+        """Upload a plan's columns; the call gives them, once they were sent. `tops` is the host's own `top_S` of them."""
         slots = rows.slots if rows.decode else rows.slots[rows.sampled_row]
         if self._inputs is not None and plan.grammar is None and self._same(slots):
-            self._position[:] = rows.sampled_position
-            return self._inputs
-        inputs = self._build(plan, rows, slots)
+            return partial(self._moved, self._inputs, self._device.upload(rows.sampled_position))
         lasting = plan.grammar is None and not any(self._changes(slot) for slot in slots)
-        self._inputs = inputs if lasting else None
-        self._slots, self._entered = slots, self._tables.entered
-        return inputs
+        self._inputs, self._slots, self._entered = None, slots, self._tables.entered
+        self.tops = _tops(slots, self._tables)
+        history = _histories(slots, rows.sampled_position, self._tables)
+        inputs = self._build(plan, rows, slots, history)
+        if lasting:
+            return partial(self._keep, inputs)
+        return partial(self._with_history, inputs, (self._device.upload(history[1]), inputs.history_token))
 
     def _same(self, slots: np.ndarray) -> bool:
         """Whether these are the requests of the step before."""
@@ -99,13 +103,26 @@ class SampleColumns:
         params = self._tables.params[slot]
         return params.penalised or params.min_tokens > 0
 
-    def _build(self, plan: StepPlan, rows: Rows, slots: np.ndarray) -> SampleInputs:
-        tables, up = self._tables, self._device.upload
-        self._position = position = rows.sampled_position.copy()
+    def _moved(self, inputs: SampleInputs, position_S: Tensor) -> SampleInputs:
+        inputs.position_S.copy_(position_S)
+        return inputs
+
+    def _keep(self, inputs: SampleInputs) -> SampleInputs:
+        """The columns for this step and those after it: uploads last for one step only."""
+        kept = {name: self._device.keep(column) for name, column in columns_of(inputs).items()}
+        self._inputs = replace(inputs, **kept)
+        return self._inputs
+
+    def _with_history(self, inputs: SampleInputs, places: tuple[Tensor, Tensor]) -> SampleInputs:
+        """Known tokens are looked up on the device, which may know them before the host does."""
+        return replace(inputs, history_token=self._tables.tokens[places]) if len(places[0]) else inputs
+
+    def _build(self, plan: StepPlan, rows: Rows, slots: np.ndarray, history: tuple[np.ndarray, ...]) -> SampleInputs:
+        """All columns; `history_token` holds positions yet."""
+        tables, up, tops = self._tables, self._device.upload, self.tops
         columns = {name: values[slots] for name, values in tables.floats.items()}
-        top_k, tops = tables.top_k[slots], _tops(slots, tables)
-        history, bias = _histories(slots, position, tables), _biases(slots, tables)
-        bans = _bans(slots, position, tables, self._eos)
+        top_k, bias = tables.top_k[slots], _biases(slots, tables)
+        bans = _bans(slots, rows.sampled_position, tables, self._eos)
         filtered = (top_k > 0) & (top_k < self._vocab_size) | (columns["top_p"] < 1) | (columns["min_p"] > 0)
         return SampleInputs(
             temperature_S=up(columns["temperature"]),
@@ -117,11 +134,11 @@ class SampleColumns:
             frequency_S=up(columns["frequency_penalty"]),
             seed_S=up(tables.seed[slots].view(np.int64)),
             choice_S=up(tables.choice[slots]),
-            position_S=up(position),
+            position_S=up(rows.sampled_position.copy()),
             top_S=up(tops),
             history_row=up(history[0]),
-            history_token=up(history[1]),
-            history_is_output=up(history[2]),
+            history_token=up(history[2]),
+            history_is_output=up(history[3]),
             bias_row=up(bias[0]),
             bias_token=up(bias[1]),
             bias_value=up(bias[2]),
@@ -132,6 +149,12 @@ class SampleColumns:
             any_filtered=bool((filtered & (columns["temperature"] > 0)).any()),
             max_top=int(tops.max(initial=-1)),
         )
+
+
+def columns_of(inputs: SampleInputs) -> dict[str, Tensor]:
+    """The tensors among the columns, by name."""
+    named = ((field.name, getattr(inputs, field.name)) for field in fields(inputs))
+    return {name: value for name, value in named if isinstance(value, Tensor)}
 
 
 def accepted(plan: StepPlan, rows: Rows, tokens: np.ndarray) -> np.ndarray:
@@ -149,12 +172,16 @@ def accepted(plan: StepPlan, rows: Rows, tokens: np.ndarray) -> np.ndarray:
     return counts
 
 
-def token_logprobs(tokens: np.ndarray, scores: Sampled | Scored, wanted: np.ndarray) -> dict[int, TokenLogprob]:
-    """Log-probabilities by sampled position, for those where `wanted` ≥ 0 alternatives are asked for."""
-    logprob, rank, top_ids, top_logprobs = scores.logprob_S, scores.rank_S, scores.top_ids_SK, scores.top_logprobs_SK
-    if logprob is None or rank is None or top_ids is None or top_logprobs is None:
-        return {}
-    columns = (logprob.tolist(), rank.tolist(), top_ids.tolist(), top_logprobs.tolist())
+def score_columns(scores: Sampled | Scored) -> list[Tensor]:
+    """Log-probabilities, ranks, best tokens and their log-probabilities; empty where they were not asked for."""
+    columns = (scores.logprob_S, scores.rank_S, scores.top_ids_SK, scores.top_logprobs_SK)
+    return [column for column in columns if column is not None]
+
+
+def token_logprobs(tokens: np.ndarray, scores: Sequence[np.ndarray], wanted: np.ndarray) -> dict[int, TokenLogprob]:
+    """Log-probabilities by sampled position, for those where `wanted` ≥ 0 alternatives are asked for; `scores` are the
+    columns that `score_columns` names."""
+    columns = [column.tolist() for column in scores]
     return {
         int(at): TokenLogprob(
             token=int(tokens[at]),

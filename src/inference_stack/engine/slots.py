@@ -6,7 +6,8 @@ few integers per step, and step N+1 can be launched before step N's tokens are k
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from inference_stack.core.request import BLOCK_TOKENS, SamplingParams
 from inference_stack.core.seams import Device
-from inference_stack.core.step import BlockDelta, IntArray, NewSlot
+from inference_stack.core.step import BlockDelta, IntArray, NewSlot, StepPlan
 
 
 class Addressing(Protocol):
@@ -34,6 +35,9 @@ FLOAT_PARAMS = (
     "presence_penalty",
     "frequency_penalty",
 )
+
+Write = Callable[[Tensor], None]
+"""Writes tokens int64 [N] to places that were named before."""
 
 
 class SlotTables:
@@ -58,17 +62,37 @@ class SlotTables:
         self.seed = np.zeros(slots, dtype=np.uint64)
         self.params: list[SamplingParams] = [SamplingParams()] * slots
         self.entered = 0
+        self._staged: list[Callable[[], object]] = []
 
     @property
     def nbytes(self) -> int:
         """Device bytes of the tables."""
         return sum(table.numel() * table.element_size() for table in (self.tokens, *self.entries))
 
-    def enter(self, new: NewSlot) -> None:
-        """Fill a slot with a request's known tokens and parameters."""
+    def stage(self, plan: StepPlan) -> None:
+        """Take a plan's new requests and blocks: their parameters at once, tokens and entries as uploads."""
+        for new in plan.new:
+            self._enter(new)
+        for group, delta in enumerate(plan.blocks):
+            if len(delta.slots):
+                self._extend(group, delta)
+
+    def apply(self) -> None:
+        """Write what was staged, once it has been sent."""
+        for write in self._staged:
+            write()
+        self._staged.clear()
+
+    def writer(self, slots: np.ndarray, positions: np.ndarray) -> Write:
+        """Writes tokens[slots[i], positions[i]] = token i, after the next `send`."""
+        if self._host is not None:
+            return partial(self._write_host, slots, positions)
+        return partial(self._write_device, self._device.upload(slots), self._device.upload(positions))
+
+    def _enter(self, new: NewSlot) -> None:
         self.entered += 1
         known = self._device.upload(np.asarray(new.tokens, dtype=np.int64))
-        self.tokens[new.slot, : len(new.tokens)] = known
+        self._staged.append(partial(self.tokens[new.slot, : len(new.tokens)].copy_, known))
         for name, column in self.floats.items():
             column[new.slot] = getattr(new.params, name)
         self.top_k[new.slot] = new.params.top_k
@@ -77,17 +101,17 @@ class SlotTables:
         self.seed[new.slot] = new.seed
         self.params[new.slot] = new.params
 
-    def extend(self, group: int, delta: BlockDelta) -> None:
-        """Write new block-table entries of one KV group."""
-        if len(delta.slots) == 0:
-            return
-        entries = self._device.upload(np.ascontiguousarray(self._groups[group].entry_of(delta.blocks), dtype=np.int64))
-        slots, index = (self._device.upload(column.astype(np.int64)) for column in (delta.slots, delta.index))
+    def _extend(self, group: int, delta: BlockDelta) -> None:
+        entries = np.ascontiguousarray(self._groups[group].entry_of(delta.blocks), dtype=np.int64)
+        columns = (delta.slots.astype(np.int64), delta.index.astype(np.int64), entries)
+        self._staged.append(partial(self._write_entries, group, *map(self._device.upload, columns)))
+
+    def _write_entries(self, group: int, slots: Tensor, index: Tensor, entries: Tensor) -> None:
         self.entries[group][slots, index] = entries
 
-    def write(self, slots: np.ndarray, positions: np.ndarray, tokens: Tensor) -> None:
-        """tokens[slots[i], positions[i]] = tokens[i]."""
-        if self._host is not None:
-            self._host[slots, positions] = tokens.numpy()
-        else:
-            self.tokens[self._device.upload(slots), self._device.upload(positions)] = tokens
+    def _write_host(self, slots: np.ndarray, positions: np.ndarray, tokens: Tensor) -> None:
+        assert self._host is not None
+        self._host[slots, positions] = tokens.numpy()
+
+    def _write_device(self, slots: Tensor, positions: Tensor, tokens: Tensor) -> None:
+        self.tokens[slots, positions] = tokens

@@ -4,12 +4,14 @@
     RecordedStep   Rows ─▶ numbers into inputs of the largest size, at fixed addresses ─▶ one native call
 
 Both leave hidden states and logits in the workspace. The recording was made by the same model code; it is never written down twice.
+`engine/graphs.py` has a third kind, for devices that record by themselves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +20,7 @@ from torch import Tensor
 
 from inference_stack.core.request import BLOCK_TOKENS
 from inference_stack.core.seams import Device
-from inference_stack.engine.inputs import Rows, build_inputs
+from inference_stack.engine.inputs import RowColumns, Rows, build_inputs
 from inference_stack.engine.slots import SlotTables
 from inference_stack.models.api import Model
 from inference_stack.ops.api import GroupTable, KvLayer, Ops, StepInputs
@@ -35,11 +37,14 @@ class StepOutput:
     logits_SV: Tensor | None
 
 
+Compute = Callable[[Laps], StepOutput]
+
+
 class ModelStep(Protocol):
     """Runs the model over a step's rows."""
 
-    def __call__(self, rows: Rows, laps: Laps) -> StepOutput:
-        """Compute one step."""
+    def stage(self, rows: Rows) -> Compute:
+        """Upload what the step needs; the call, once that was sent and the slot tables are up to date, computes it."""
         ...
 
 
@@ -53,13 +58,16 @@ class EagerStep:
         self._tables = tables
         self._device = device
 
-    def __call__(self, rows: Rows, laps: Laps) -> StepOutput:
-        """Compute one step."""
-        inputs = build_inputs(rows, self._tables, self._kv, self._device)
+    def stage(self, rows: Rows) -> Compute:
+        """The rows' columns."""
+        return partial(self._compute, RowColumns(rows, self._device))
+
+    def _compute(self, columns: RowColumns, laps: Laps) -> StepOutput:
+        inputs = build_inputs(columns, self._tables, self._kv)
         laps.lap("inputs")
         hidden_TD = self._model.forward(self._ops, inputs)
         logits_SV = None
-        if len(rows.sampled_row):
+        if len(columns.rows.sampled_row):
             logits_SV = self._model.logits(self._ops, self._ops.select(hidden_TD, inputs.sampled_S))
         laps.lap("model")
         return StepOutput(hidden_TD, logits_SV)
@@ -140,8 +148,11 @@ class RecordedStep:
         # Made once per count: slicing a tensor costs more than it should between two steps.
         self._outputs: dict[int, StepOutput] = {0: StepOutput(self._hidden_TD, None)}
 
-    def __call__(self, rows: Rows, laps: Laps) -> StepOutput:
-        """Compute one step."""
+    def stage(self, rows: Rows) -> Compute:
+        """Nothing: the inputs are on the host."""
+        return partial(self._compute, rows)
+
+    def _compute(self, rows: Rows, laps: Laps) -> StepOutput:
         self._inputs.fill(rows)
         laps.lap("inputs")
         tokens, samples = int(rows.cu_q[-1]), len(rows.sampled_row)

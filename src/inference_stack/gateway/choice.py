@@ -80,9 +80,11 @@ class Choice:
         `InferenceError` where it is refused."""
         self._sink, self._over = sink, over
         if self._replay is None:
-            self._ticket = dispatch.submit(self.request, self.feed)
+            ticket = dispatch.submit(self.request, self.feed)
         else:
-            self._ticket = dispatch.submit(self.request, self.feed, self._replay.holder, self._replay.numerics)
+            ticket = dispatch.submit(self.request, self.feed, self._replay.holder, self._replay.numerics)
+        if not self._ended:
+            self._ticket = ticket
 
     def feed(self, delta: TokenDelta) -> None:
         """News from the dispatcher. Whatever they lead to is this completion's affair alone."""
@@ -96,25 +98,29 @@ class Choice:
             self._stop(problem)
             return
         if self._ended:
-            if delta.finish is None and self._ticket is not None:
-                self._ticket.abort()
-            self._over(self, None)
+            self._leave(stop=delta.finish is None)(self, None)
 
     def abort(self) -> None:
         """Stop the engine's work, unless the completion has ended."""
         if not self._ended:
             self._end(FinishReason.ABORT)
-            if self._ticket is not None:
-                self._ticket.abort()
+            self._leave(stop=True)
 
     def _stop(self, problem: Exception) -> None:
         if not self._ended:
             self._end(
                 FinishReason.ERROR, problem.info.code if isinstance(problem, InferenceError) else "internal_error"
             )
-        if self._ticket is not None:
-            self._ticket.abort()
-        self._over(self, problem)
+        self._leave(stop=True)(self, problem)
+
+    def _leave(self, stop: bool) -> Over:
+        """Let go of who ran it and of who listened, who hold it too: a cycle would wait for the collector, with all that an answer
+        holds. Returns whom to tell of the end."""
+        ticket, over = self._ticket, self._over
+        self._ticket, self._sink, self._over = None, _nobody, _nobody
+        if stop and ticket is not None:
+            ticket.abort()
+        return over
 
     def take(self, delta: TokenDelta) -> Piece | None:
         """The piece that a delta adds, if any. Raises `InferenceError` for a delta that ends in an error."""

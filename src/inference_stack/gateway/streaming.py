@@ -61,6 +61,7 @@ async def answer(gateway: Gateway, job: Job, renderer: Renderer, receive: Receiv
     finally:
         running.stop()
         ended.cancel()
+        del ended  # it holds what is raised here, which holds this frame
         await _cancel(watch)
     for choice in job.choices:
         pieces.setdefault(choice.index, [])

@@ -15,3 +15,10 @@ def download_failed(message: str) -> InferenceError:
     return InferenceError(
         ErrorInfo(message=message, type=SERVER_ERROR, code="model_download_failed", param="model", status=503)
     )
+
+
+def unreadable(message: str) -> InferenceError:
+    """The system could not read a file that is there (500)."""
+    return InferenceError(
+        ErrorInfo(message=message, type=SERVER_ERROR, code="model_unreadable", param="model", status=500)
+    )

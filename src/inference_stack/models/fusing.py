@@ -19,6 +19,7 @@ from torch import Tensor
 
 from inference_stack.artifacts import canonical
 from inference_stack.artifacts.canonical import Form, Grouped, Order
+from inference_stack.models.placing import HostPlacer, Placer
 from inference_stack.models.stored import DTYPE_NAMES, Layout, Source
 from inference_stack.ops.api import Quantised
 from inference_stack.ops.reference.quantised import dequantise
@@ -26,6 +27,7 @@ from inference_stack.ops.reference.quantised import dequantise
 Arrays = tuple[Tensor, Tensor, Tensor | None]
 """Codes, scales and zeros."""
 
+HOST = HostPlacer()
 CHUNK_ELEMENTS = 1 << 20
 """How many weights are made dense at a time."""
 
@@ -70,21 +72,23 @@ def plan(parts: Sequence[Part], dtype: torch.dtype | None, dense: bool) -> Plan:
     return Plan(tuple(parts), None, own if forms else dtype or own)
 
 
-def make(source: Source, plan: Plan) -> Tensor | Quantised:
+def make(source: Source, plan: Plan, placer: Placer = HOST) -> Tensor | Quantised:
     """Read the parts. Runs in one of the loader's threads."""
-    return _dense(source, plan) if plan.form is None else _quantised(source, plan, plan.form)
+    return _dense(source, plan, placer) if plan.form is None else _quantised(source, plan, plan.form, placer)
 
 
-def read_dense(source: Source, part: Part, out: Tensor) -> None:
-    """Fill `out` with a part's numbers, whatever it is stored as."""
+def read_dense(source: Source, part: Part, out: Tensor, placer: Placer = HOST) -> None:
+    """Fill `out`, of the placer's device, with a part's numbers, whatever it is stored as."""
     form = part.layout.form
     if form is None:
-        return source.read(part.name, out)
+        return placer.read(source, part.name, out)
     matrix = out.view(-1, out.shape[-1])
     rows, columns = matrix.shape
-    tensors = _tensors(form, rows, columns)
-    source.read_grouped(part.name, _arrays(form, *tensors))
-    order_K = None if part.layout.order_K is None else torch.from_numpy(part.layout.order_K)
+    host = _tensors(form, rows, columns)
+    source.read_grouped(part.name, _arrays(form, *host))
+    tensors = _placed(placer, *host)
+    order_K = _placed_order(placer, part.layout.order_K)
+    placer.ready(*(tensor for tensor in (out, *tensors, order_K) if tensor is not None))
     step = max(CHUNK_ELEMENTS // columns, 1)
     for start in range(0, rows, step):
         stop = start + step
@@ -117,12 +121,20 @@ def _weight(form: Form, codes: Tensor, scale_NG: Tensor, zero_NG: Tensor | None,
     return Quantised(bits=form.bits, codes=codes, scale_NG=scale_NG, zero_NG=zero_NG, group=form.group, order_K=order_K)
 
 
+def _placed(placer: Placer, codes: Tensor, scale_NG: Tensor, zero_NG: Tensor | None) -> Arrays:
+    return placer.put(codes), placer.put(scale_NG), None if zero_NG is None else placer.put(zero_NG)
+
+
+def _placed_order(placer: Placer, order_K: Order | None) -> Tensor | None:
+    return None if order_K is None else placer.put(torch.from_numpy(order_K))
+
+
 def _sliced(tensors: Arrays, start: int, stop: int) -> Arrays:
     codes, scale_NG, zero_NG = tensors
     return codes[start:stop], scale_NG[start:stop], None if zero_NG is None else zero_NG[start:stop]
 
 
-def _quantised(source: Source, plan: Plan, form: Form) -> Quantised:
+def _quantised(source: Source, plan: Plan, form: Form, placer: Placer) -> Quantised:
     rows = sum(part.layout.shape[0] for part in plan.parts)
     codes, scale_NG, zero_NG = _tensors(form, rows, plan.parts[0].layout.shape[1])
     whole, start = _arrays(form, codes, scale_NG, zero_NG), 0
@@ -132,8 +144,8 @@ def _quantised(source: Source, plan: Plan, form: Form) -> Quantised:
         start = stop
     if zero_NG is not None and not zero_NG.any():
         zero_NG = None
-    scale_NG, zero_NG = _narrowed(scale_NG, zero_NG)
-    return _weight(form, codes, scale_NG, zero_NG, None if plan.order_K is None else torch.from_numpy(plan.order_K))
+    tensors = _placed(placer, codes, *_narrowed(scale_NG, zero_NG))
+    return _weight(form, *tensors, _placed_order(placer, plan.order_K))
 
 
 def _read_rows(source: Source, part: Part, out: Grouped) -> None:
@@ -156,9 +168,9 @@ def _narrowed(scale_NG: Tensor, zero_NG: Tensor | None) -> tuple[Tensor, Tensor 
     return narrow[0], narrow[1] if zero_NG is not None else None
 
 
-def _dense(source: Source, plan: Plan) -> Tensor:
+def _dense(source: Source, plan: Plan, placer: Placer) -> Tensor:
     sizes = [part.layout.shape[0] for part in plan.parts]
-    out = torch.empty((sum(sizes), plan.parts[0].layout.shape[1]), dtype=plan.dtype)
+    out = placer.empty((sum(sizes), plan.parts[0].layout.shape[1]), plan.dtype)
     for part, rows in zip(plan.parts, out.split(sizes), strict=True):
-        read_dense(source, part, rows)
+        read_dense(source, part, rows, placer)
     return out

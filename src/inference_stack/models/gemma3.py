@@ -43,7 +43,7 @@ class Gemma3:
         self.table = layers.read_table(weights, config)
         # The original rounds the scale to the table's type.
         self.embed_scale = torch.tensor(config.hidden_size**0.5, dtype=weights.dtype_of(layers.TABLE)).item()
-        ropes = layers.read_ropes(config, max_positions)
+        ropes = layers.read_ropes(config, max_positions, weights.device)
         self.blocks = tuple(self._block(weights, f"model.layers.{i}", rope) for i, rope in enumerate(ropes))
         self.norm_D = weights.norm("model.norm.weight", config.hidden_size)
         self.head = layers.read_head(weights, config, self.table)

@@ -17,7 +17,7 @@ from inference_stack.artifacts import gguf_blocks
 from inference_stack.artifacts.canonical import Bytes, Grouped
 from inference_stack.artifacts.gguf import GgufFile
 from inference_stack.models.config import ModelConfig
-from inference_stack.models.stored import DTYPE_NAMES, TORCH_DTYPES, Layout
+from inference_stack.models.stored import DTYPE_NAMES, TORCH_DTYPES, Extent, Layout
 
 GLOBAL_NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -69,6 +69,10 @@ class GgufSource:
             return Layout(label=DTYPE_NAMES[dtype], shape=info.shape, nbytes=nbytes, dtype=dtype)
         form = gguf_blocks.form_of(info.type_id)
         return Layout(label=info.type_name, shape=info.shape, nbytes=nbytes, form=form)
+
+    def extent(self, name: str) -> Extent | None:
+        """None: rows may have to change places, which `read` does."""
+        return None
 
     def read(self, name: str, out: Tensor) -> None:
         """Fill `out` with a dense tensor, converting to its type."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from inference_stack.core.kv_spec import KvGroupSpec
@@ -105,13 +106,17 @@ def read_head(weights: Weights, config: ModelConfig, table: Linear) -> Linear:
     return weights.linear(["lm_head"], [config.vocab_size], config.hidden_size)
 
 
-def read_ropes(config: ModelConfig, positions: int) -> tuple[Rope, ...]:
-    """The rotary tables of each layer, shared by layers of one kind."""
-    full = rope_tables(config.rope, config.head_dim, positions)
+def read_ropes(config: ModelConfig, positions: int, device: torch.device) -> tuple[Rope, ...]:
+    """The rotary tables of each layer, shared by layers of one kind, computed on the CPU so that every device has the same."""
+    full = _placed(rope_tables(config.rope, config.head_dim, positions), device)
     if config.window_rope is None:
         return (full,) * config.layers
-    windowed = rope_tables(config.window_rope, config.head_dim, positions)
+    windowed = _placed(rope_tables(config.window_rope, config.head_dim, positions), device)
     return tuple(windowed if kind == "window" else full for kind in _kinds(config))
+
+
+def _placed(rope: Rope, device: torch.device) -> Rope:
+    return Rope(cos_PE=rope.cos_PE.to(device), sin_PE=rope.sin_PE.to(device))
 
 
 def kv_groups(config: ModelConfig, dtype: str) -> tuple[KvGroupSpec, ...]:

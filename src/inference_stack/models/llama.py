@@ -38,7 +38,7 @@ class Llama:
         self.vocab_size = config.vocab_size
         self.max_positions = max_positions
         self.table = layers.read_table(weights, config)
-        ropes = layers.read_ropes(config, max_positions)
+        ropes = layers.read_ropes(config, max_positions, weights.device)
         self.blocks = tuple(self._block(weights, f"model.layers.{i}", rope) for i, rope in enumerate(ropes))
         self.norm_D = weights.tensor("model.norm.weight", config.hidden_size)
         self.head = layers.read_head(weights, config, self.table)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import torch
 from torch import Tensor
@@ -21,9 +21,11 @@ from inference_stack.artifacts.revision import revision
 from inference_stack.core.errors import unsupported_model
 from inference_stack.models.api import LoadedModel, Progress
 from inference_stack.models.config import ModelConfig, config_from_hf
+from inference_stack.models.cuda_lane import placer_for
 from inference_stack.models.fusing import Part, read_dense
 from inference_stack.models.gguf_config import config_from_gguf
 from inference_stack.models.gguf_source import GgufSource
+from inference_stack.models.placing import Placer
 from inference_stack.models.registry import ARCHITECTURES
 from inference_stack.models.safetensors_source import SafetensorsSource
 from inference_stack.models.schemes import read_scheme
@@ -40,19 +42,27 @@ def load_model(
     max_positions: int = 0,
     dequantise: bool = False,
     prepare: Prepare | None = None,
+    device: torch.device | str = "cpu",
+    placer: Placer | None = None,
 ) -> LoadedModel:
-    """The model in `files`, on the CPU, its matrices in the form that the files have: group-quantised, fp32, fp16 or bf16.
+    """The model in `files`, on `device`, its matrices in the form that the files have: group-quantised, fp32, fp16 or bf16.
 
     `dtype` converts dense matrices; `dequantise` makes quantised ones dense fp32. `max_positions` shortens the rotary tables
     (0: as long as the model's context). `prepare` is called once for every projection and table when it has been read, from
-    the loader's threads, several at a time. Raises `unsupported_model` naming what cannot be honoured: an architecture, an
-    option, a layout, a tensor.
+    the loader's threads, several at a time, and computes on the device's current stream of those threads; on return all of it
+    has been done. `placer` takes the place of the device's own; it is closed here.
+
+    Raises `unsupported_model` naming what cannot be honoured: an architecture, an option, a layout, a tensor, a device.
     """
     if dtype not in (None, *DTYPE_NAMES):
         raise unsupported_model(f"Parameters cannot be kept as {dtype}.")
-    with ThreadPoolExecutor(1, "revision") as aside, opened(files) as (config, source):
+    with (
+        closing(placer or placer_for(device)) as place,
+        ThreadPoolExecutor(1, "revision") as aside,
+        opened(files) as (config, source),
+    ):
         name = aside.submit(revision, files)
-        weights = Weights(source, dtype, dequantise, prepare)
+        weights = Weights(source, dtype, dequantise, prepare, placer=place)
         positions = min(max_positions or config.max_positions, config.max_positions)
         try:
             model = ARCHITECTURES[config.architecture](config, weights, positions)

@@ -29,7 +29,7 @@ from inference_stack.artifacts.packed import (
 from inference_stack.artifacts.safetensors_files import MappedTensors
 from inference_stack.core.errors import unsupported_model
 from inference_stack.models.schemes import Scheme
-from inference_stack.models.stored import DTYPE_NAMES, TORCH_DTYPES, Layout
+from inference_stack.models.stored import DTYPE_NAMES, TORCH_DTYPES, Extent, Layout
 
 PARTS = {
     "awq": ("qweight", "qzeros", "scales"),
@@ -68,6 +68,11 @@ class SafetensorsSource:
         if (dtype := TORCH_DTYPES.get(tensor.dtype)) is None:
             raise unsupported_model(f"Tensor {name!r} has type {tensor.dtype}, but nothing says how to read it.")
         return Layout(label=DTYPE_NAMES[dtype], shape=tensor.shape, nbytes=nbytes, dtype=dtype)
+
+    def extent(self, name: str) -> Extent:
+        """Dense tensors lie in their files as they are."""
+        tensor = self._tensors.stored[name]
+        return Extent(tensor.path, tensor.offset, TORCH_DTYPES[tensor.dtype])
 
     def read(self, name: str, out: Tensor) -> None:
         """Fill `out` with a dense tensor, converting to its type."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -29,6 +30,15 @@ class Layout:
     order_K: Order | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Where a file has a dense tensor's numbers, one after the other in order, `offset` in bytes from the file's start."""
+
+    path: Path
+    offset: int
+    dtype: torch.dtype
+
+
 class Source(Protocol):
     """A container of tensors. `norms_hold_one`: Gemma's norm weights w are stored as 1 + w."""
 
@@ -40,6 +50,10 @@ class Source(Protocol):
 
     def layout(self, name: str) -> Layout | None:
         """How it is stored; None where there is no such tensor. Raises `unsupported_model` for what cannot be read."""
+        ...
+
+    def extent(self, name: str) -> Extent | None:
+        """Where a dense tensor can be read as it is; None where `read` has to change its order or form."""
         ...
 
     def read(self, name: str, out: Tensor) -> None:

@@ -1,7 +1,8 @@
 """Hands a model its parameters, one by one, and notices what is missing, left over or of the wrong shape.
 
 A parameter is made once at its final place, fused projections row range by row range, and laid out for the kernels by the
-thread that read it, so that a model is never in memory twice. Knows names and shapes; the container is a `Source`.
+thread that read it, so that a model is never in memory twice. Knows names and shapes; the container is a `Source`, the
+device's memory a `Placer`.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from torch import Tensor
 from inference_stack.core.errors import unsupported_model
 from inference_stack.models import fusing
 from inference_stack.models.api import Progress
-from inference_stack.models.fusing import Part, Plan
+from inference_stack.models.fusing import HOST, Part, Plan
+from inference_stack.models.placing import Placer
 from inference_stack.models.stored import Source
-from inference_stack.ops.api import Linear
+from inference_stack.ops.api import Linear, Quantised
 
 MAX_THREADS = 8
 Prepare = Callable[[Linear], None]
@@ -30,7 +32,7 @@ class Weights:
 
     Matrices keep the form they are stored in; `dtype` is for dense ones (None: as stored), `dense` asks for quantised ones in
     fp32. Norms and biases are fp32. `prepare` is given every projection and table once, as soon as it is read, in the thread
-    that read it.
+    that read it. All of them are in the memory of `device`, the placer's.
     """
 
     def __init__(
@@ -40,16 +42,19 @@ class Weights:
         dense: bool = False,
         prepare: Prepare | None = None,
         threads: int = 0,
+        placer: Placer = HOST,
     ) -> None:
         self.norm_offset = 0.0 if source.norms_hold_one else 1.0
         self.linears: list[Linear] = []
+        self.device = placer.device
         self._dtype, self._dense, self._prepare = dtype, dense, prepare
-        self._source = source
+        self._source, self._placer = source, placer
         self._small: list[Tensor] = []
         self._plans: list[Plan] = []
         self._used: set[str] = set()
         self._jobs: list[tuple[int, Future[None]]] = []
-        self._pool = ThreadPoolExecutor(threads or min(MAX_THREADS, len(os.sched_getaffinity(0))), "weights")
+        workers = threads or min(MAX_THREADS, len(os.sched_getaffinity(0)))
+        self._pool = ThreadPoolExecutor(workers, "weights", initializer=placer.enter_thread)
 
     def tensor(self, name: str, *shape: int) -> Tensor:
         """One norm or bias of this shape, fp32."""
@@ -132,13 +137,14 @@ class Weights:
         return Part(name, layout)
 
     def _vector(self, name: str, shape: tuple[int, ...], offset: float) -> Tensor:
-        part, out = self._part(name, shape), torch.empty(shape)
+        part, out = self._part(name, shape), self._placer.empty(shape, torch.float32)
         self._small.append(out)
         self._queue([part], self._read_vector, part, out, offset)
         return out
 
     def _read_vector(self, part: Part, out: Tensor, offset: float) -> None:
-        fusing.read_dense(self._source, part, out)
+        fusing.read_dense(self._source, part, out, self._placer)
+        self._placer.ready(out)
         if offset:
             out += offset
 
@@ -153,7 +159,8 @@ class Weights:
         self._jobs.append((nbytes, self._pool.submit(job, *arguments)))
 
     def _read_linear(self, linear: Linear, plan: Plan, biases: Sequence[Part | None]) -> None:
-        linear.weight = fusing.make(self._source, plan)
+        linear.weight = fusing.make(self._source, plan, self._placer)
+        self._placer.ready(*_tensors(linear.weight))
         if any(biases):
             linear.bias_N = self._bias([part.layout.shape[0] for part in plan.parts], biases)
         if self._prepare:
@@ -161,11 +168,19 @@ class Weights:
 
     def _bias(self, sizes: Sequence[int], biases: Sequence[Part | None]) -> Tensor | None:
         """One bias of several; None where it would add nothing."""
-        bias_N = torch.zeros(sum(sizes))
+        bias_N = self._placer.put(torch.zeros(sum(sizes)))
         for part, rows in zip(biases, bias_N.split(list(sizes)), strict=True):
             if part:
-                fusing.read_dense(self._source, part, rows)
+                fusing.read_dense(self._source, part, rows, self._placer)
+        self._placer.ready(bias_N)
         return bias_N if bias_N.any() else None
+
+
+def _tensors(weight: Tensor | Quantised) -> list[Tensor]:
+    if isinstance(weight, Tensor):
+        return [weight]
+    parts = (weight.codes, weight.scale_NG, weight.zero_NG, weight.order_K)
+    return [part for part in parts if part is not None]
 
 
 def _some(names: list[str]) -> str:

@@ -166,6 +166,8 @@ def test_everybody_hears_of_their_own_and_nothing_is_left_behind(operations: lis
     assert house.exchange.owned == 0
     assert [slot.prompt + slot.context + len(slot.runs) for slot in house.slots] == [0, 0]
     assert all(slot.trial is None for slot in house.slots)
+    house.wait(60.1)
+    assert house.exchange.remembered == 0
 
 
 def test_what_ended_unheard_is_adopted_and_not_computed_again() -> None:

@@ -88,8 +88,21 @@ def test_attempts_of_the_departed_are_remembered_for_a_while() -> None:
     retired.add("a", 3, now=0)
     retired.add("b", 1, now=59)
     assert (retired.attempt("a"), retired.attempt("b"), retired.attempt("c")) == (3, 1, -1)
-    retired.add("c", 0, now=61)
+    retired.expire(61)
     assert (retired.attempt("a"), retired.attempt("b")) == (-1, 1)
+
+
+def test_the_departed_that_are_remembered_are_so_many_at_most() -> None:
+    retired = Retired(most=2)
+    for name in ("a", "b", "a", "c"):
+        retired.add(name, 1, now=0)
+    assert [retired.attempt(name) for name in "abc"] == [1, -1, 1]
+
+
+def test_a_first_attempt_that_left_is_not_remembered() -> None:
+    retired = Retired()
+    retired.add("a", 0, now=0)
+    assert len(retired) == 0
 
 
 def test_orphans_are_kept_for_their_time() -> None:

@@ -46,6 +46,11 @@ class Exchange:
         """Requests that some gateway waits for."""
         return len(self._runs) - len(self._orphans) - len(self._told)
 
+    @property
+    def remembered(self) -> int:
+        """Requests of which anything is known here: running ones, orphans, and what has left a short while ago."""
+        return len(self._runs) + len(self._told) + len(self._retired)
+
     # -- from gateways
 
     def submit(self, link: GatewayLink, requests: Iterable[Request]) -> None:
@@ -109,7 +114,8 @@ class Exchange:
         self.expire()
 
     def expire(self) -> None:
-        """Orphans that were kept long enough end, and so do records of what has ended and arrived."""
+        """Orphans that were kept long enough end, and so do records of what has ended and arrived, or left long ago."""
+        self._retired.expire(self._clock.now())
         for link in self.links:
             for request_id in link.heard_of():
                 run = self._runs.get(request_id)

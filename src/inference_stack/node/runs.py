@@ -19,8 +19,11 @@ from inference_stack.core.step import TokenDelta, TokenLogprob
 Owner = TypeVar("Owner")
 Place = TypeVar("Place")
 
+FIRST_ATTEMPT = 0
 REMEMBERED_SECONDS = 60.0
 """How long the attempt of a request that has left is remembered: an older one may still be on its way."""
+MOST_REMEMBERED = 1 << 16
+"""Of them, 20 MB: a thousand a second that were moved or resumed."""
 
 
 @dataclass(slots=True, eq=False)
@@ -117,17 +120,29 @@ class Run(Generic[Owner, Place]):
 
 
 class Retired:
-    """The attempts of requests that left this node a short while ago."""
+    """The attempts of requests that left this node a short while ago; the oldest are forgotten first. A first attempt is not
+    remembered, as there is none before it: what costs memory is what was moved or resumed, not all traffic."""
 
-    def __init__(self, seconds: float = REMEMBERED_SECONDS) -> None:
+    def __init__(self, seconds: float = REMEMBERED_SECONDS, most: int = MOST_REMEMBERED) -> None:
         self._seconds = seconds
+        self._most = most
         self._known: OrderedDict[str, tuple[int, float]] = OrderedDict()
 
+    def __len__(self) -> int:
+        return len(self._known)
+
     def add(self, request_id: str, attempt: int, now: float) -> None:
-        """A request has left; what is too old is forgotten."""
+        """A request has left."""
+        if attempt == FIRST_ATTEMPT:
+            return
+        self._known[request_id] = (attempt, now + self._seconds)
+        self._known.move_to_end(request_id)
+        if len(self._known) > self._most:
+            self._known.popitem(last=False)
+
+    def expire(self, now: float) -> None:
+        """Forget those whose time is over."""
         known = self._known
-        known[request_id] = (attempt, now + self._seconds)
-        known.move_to_end(request_id)
         while known and next(iter(known.values()))[1] < now:
             known.popitem(last=False)
 

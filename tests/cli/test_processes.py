@@ -68,11 +68,12 @@ def alive(pid: int) -> bool:
     return bool(state) and not state.startswith("Z")
 
 
-def until(condition: Callable[[], bool]) -> None:
+def vanish(*pids: int) -> bool:
+    """Whether all of them end soon."""
     end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end
+    while any(map(alive, pids)) and time.monotonic() < end:
         time.sleep(0.02)
+    return not any(map(alive, pids))
 
 
 def test_one_that_is_killed_is_started_again_under_its_number(parent: Callable[..., Parent]) -> None:
@@ -94,8 +95,9 @@ def test_a_signal_ends_all(parent: Callable[..., Parent]) -> None:
 def test_none_outlives_a_parent_that_is_killed(parent: Callable[..., Parent]) -> None:
     one = parent()
     pids = [one.child()[1] for _ in range(2)]
+    assert all(map(alive, pids))
     one.process.kill()
-    until(lambda: not any(alive(pid) for pid in pids))
+    assert vanish(*pids)
 
 
 def test_one_that_is_started_again_does_not_outlive_it_either(parent: Callable[..., Parent]) -> None:
@@ -104,8 +106,9 @@ def test_one_that_is_started_again_does_not_outlive_it_either(parent: Callable[.
     one.child()
     os.kill(first, signal.SIGKILL)
     _, again = one.child()
+    assert again != first and alive(again)
     one.process.kill()
-    until(lambda: not alive(again))
+    assert vanish(again)
 
 
 def test_a_signal_ends_the_wait_for_the_next_start(parent: Callable[..., Parent]) -> None:

@@ -357,7 +357,10 @@ async def test_an_abort_closes_the_connection() -> None:
         await link.send(Submit(requests=(request(),)))
         await asyncio.wait_for(server.streaming.wait(), 10)
         await link.send(Abort(request_ids=("r",)))
-        await asyncio.wait_for(server.cut.wait(), 10)
+        assert await asyncio.wait_for(server.cut.wait(), 10)
+        tokens, last = await ask(link, request("next"))  # nothing more is told of the first
+        assert isinstance(last, TokenDelta) and last.request_id == "next"
+        assert tokens[-len(ANSWER) :] == ANSWER and len(server.bodies) == 2
 
 
 async def test_only_the_highest_attempt_is_obeyed() -> None:

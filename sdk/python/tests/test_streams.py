@@ -202,14 +202,15 @@ def test_leaving_the_loop_closes_the_connection() -> None:
         for _ in client.completions.create(model="m", prompt="p", stream=True):
             break
         assert server.left.wait(10)
+        assert len(server.received) == 1
 
 
 async def test_leaving_the_asynchronous_loop_closes_the_connection() -> None:
     async with running(stream(cut=300, hold=True)) as server, sdk.AsyncClient(server.url) as client:
         async for _ in await client.completions.create(model="m", prompt="p", stream=True):
             break
-        while not server.left.is_set():
-            await asyncio.sleep(0.001)
+        assert await asyncio.to_thread(server.left.wait, 10)
+        assert len(server.received) == 1
 
 
 async def test_a_cancelled_reader_closes_the_connection() -> None:
@@ -224,8 +225,9 @@ async def test_a_cancelled_reader_closes_the_connection() -> None:
         await begun.wait()
         task.cancel()
         await asyncio.wait([task])
-        while not server.left.is_set():
-            await asyncio.sleep(0.001)
+        assert task.cancelled()
+        assert await asyncio.to_thread(server.left.wait, 10)
+        assert len(server.received) == 1
 
 
 def test_a_finished_stream_leaves_its_connection_for_the_next() -> None:

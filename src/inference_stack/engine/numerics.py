@@ -6,7 +6,7 @@ import hashlib
 import json
 
 from inference_stack.models.api import LoadedModel
-from inference_stack.ops.facade import BoundOps
+from inference_stack.ops.facade import EXPERT_OPS, BoundOps
 
 
 def numerics_id(loaded: LoadedModel, ops: BoundOps, kv_dtype: str, isa: str) -> str:
@@ -18,7 +18,7 @@ def numerics_id(loaded: LoadedModel, ops: BoundOps, kv_dtype: str, isa: str) -> 
         "revision": loaded.revision,
         "quantisation": loaded.quantisation,
         "kv_dtype": kv_dtype,
-        "kernels": ops.numerics(isa),
+        "kernels": ops.numerics(isa, without=() if loaded.experts else EXPERT_OPS),
         "parallel": "tp1pp1",
     }
     digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8).hexdigest()

@@ -63,7 +63,7 @@ class ModelRunner:
 
     def record(self) -> RecordedStep | None:
         """From now on replay a recording, where the chosen ops can be recorded. Returns it."""
-        recorder = self._ops.recorder
+        recorder = self._ops.recorder_of(self._loaded.step_ops)
         if recorder is None:
             return None
         inputs = FixedInputs(self._kv, self._tables, self._max_tokens, self._max_sampled, self._max_sampled)

@@ -9,7 +9,8 @@ from typing import Protocol
 from torch import Tensor
 
 from inference_stack.core.kv_spec import KvGroupSpec
-from inference_stack.ops.api import Linear, Ops, StepInputs
+from inference_stack.ops.api import Experts, Linear, Ops, StepInputs
+from inference_stack.ops.facade import EXPERT_OPS, STEP_OPS
 
 Progress = Callable[[str, int, int], None]
 """Called as (what, bytes done, bytes in all) while weights load."""
@@ -38,7 +39,8 @@ class Model(Protocol):
 class LoadedModel:
     """A model with its weights. `revision` is a hash of what was loaded, for `numerics_id`; `quantisation` names the weight forms
     (for example "w4g32 from Q4_1"), `weight_bytes` counts all parameters as they are in memory. `eos_tokens` end a completion
-    unless told otherwise. `linears` are all projections and tables, each once: what `Ops.prepare` lays out."""
+    unless told otherwise. `linears` are all projections and tables, each once, and `experts` those of every layer that has some:
+    what `Ops.prepare` lays out."""
 
     model: Model
     architecture: str
@@ -47,3 +49,9 @@ class LoadedModel:
     weight_bytes: int
     eos_tokens: tuple[int, ...]
     linears: tuple[Linear, ...] = ()
+    experts: tuple[Experts, ...] = ()
+
+    @property
+    def step_ops(self) -> tuple[str, ...]:
+        """The ops that its steps are made of."""
+        return STEP_OPS + EXPERT_OPS if self.experts else STEP_OPS

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 Activation = Literal["silu", "gelu_tanh"]
+ExpertActivation = Literal["silu", "gelu_tanh", "clamped_swiglu"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +76,65 @@ class Linear:
     weight: Tensor | Quantised | Prepared
     bias_N: Tensor | None = None
     looked_up: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mxfp4:
+    """Matrices [X, N, K] in microscaling fp4 (OCP MX specification 1.0): w = e2m1 code * 2 ** (scale - 127).
+
+    `blocks` uint8 [X, N, K/2], two codes to a byte, the low nibble being the lower k; `scales` uint8 [X, N, K/32], one for 32
+    neighbouring columns.
+    """
+
+    blocks: Tensor
+    scales: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(X, N, K)."""
+        experts, rows, width = self.blocks.shape
+        return experts, rows, width * 2
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes and scales."""
+        return self.blocks.nbytes + self.scales.nbytes
+
+
+@dataclass(slots=True, kw_only=True)
+class Experts:
+    """A layer's X gated MLPs, of which every token goes through `top_k`, and how these are chosen and weighed.
+
+    `gate_up` [X, 2·I, D] holds gate rows, then up rows; `down` is [X, D, I]. Each is one dense tensor (fp32, fp16 or bf16), or
+    `Mxfp4`, or one `Linear` an expert, with that expert's bias; `Ops.prepare` may replace them. `gate_up_bias_XN` and
+    `down_bias_XD`, fp32, belong to stacked weights.
+
+    A chosen expert's weight is its share in the softmax of the router's logits over all experts, or with `normalised` over the
+    chosen ones alone. "clamped_swiglu" is gate · sigmoid(`alpha` · gate) · (up + 1), gate being at most `limit` and up within
+    ± `limit` (arXiv:2508.10925).
+    """
+
+    gate_up: ExpertWeights
+    down: ExpertWeights
+    top_k: int
+    normalised: bool
+    activation: ExpertActivation = "silu"
+    alpha: float = 1.702
+    limit: float = 7.0
+    gate_up_bias_XN: Tensor | None = None
+    down_bias_XD: Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights and biases."""
+        biases = [bias for bias in (self.gate_up_bias_XN, self.down_bias_XD) if bias is not None]
+        linears = [one for side in (self.gate_up, self.down) if isinstance(side, tuple) for one in side]
+        biases += [one.bias_N for one in linears if one.bias_N is not None]
+        stacks = [side for side in (self.gate_up, self.down) if not isinstance(side, tuple)]
+        return sum(part.nbytes for part in (*biases, *stacks)) + sum(one.weight.nbytes for one in linears)
+
+
+ExpertWeights = Tensor | Mxfp4 | tuple[Linear, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,8 +298,8 @@ class Ops(Protocol):
         """y_TN = x @ W.T + b."""
         ...
 
-    def prepare(self, weight: Linear) -> None:
-        """Lay a weight out for `linear` and `embed`, in place of the one that was loaded."""
+    def prepare(self, weight: Linear | Experts) -> None:
+        """Lay a weight out for `linear` and `embed`, or experts for `experts`, in place of what was loaded."""
         ...
 
     def rope_store(self, qkv_TX: Tensor, heads: HeadSpec, kv: KvLayer, step: StepInputs) -> Tensor:
@@ -261,6 +321,14 @@ class Ops(Protocol):
 
     def act_mul(self, gate_up_TX: Tensor, kind: Activation) -> Tensor:
         """act(gate) * up of a fused [T, 2·I] projection; [T, I]."""
+        ...
+
+    def experts(self, x_TD: Tensor, router_logits_TX: Tensor, experts: Experts) -> Tensor:
+        """y_TD: each token through the `top_k` experts of highest logits (ties: lower id first), their outputs weighed and summed
+        in an order that is the token's own. (arXiv:1701.06538, arXiv:2401.04088)
+
+        A token whose logits are not all finite becomes NaN, and touches no other.
+        """
         ...
 
     def select(self, x_TD: Tensor, rows_S: Tensor) -> Tensor:

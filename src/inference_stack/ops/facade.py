@@ -5,7 +5,7 @@ It also says whether the caller is inside an op, which is how a purity check tel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
@@ -14,7 +14,17 @@ from typing import Any, Final, Protocol
 import torch
 from torch import Tensor
 
-from inference_stack.ops.api import Activation, HeadSpec, KvLayer, Linear, Sampled, SampleInputs, Scored, StepInputs
+from inference_stack.ops.api import (
+    Activation,
+    Experts,
+    HeadSpec,
+    KvLayer,
+    Linear,
+    Sampled,
+    SampleInputs,
+    Scored,
+    StepInputs,
+)
 from inference_stack.ops.workspace import Workspace
 
 
@@ -63,7 +73,9 @@ class Choice:
 
 
 STEP_OPS: Final = ("embed", "rmsnorm", "add_rmsnorm", "linear", "rope_store", "attend", "act_mul", "select")
-"""What a model's step is made of."""
+"""What every model's step is made of."""
+EXPERT_OPS: Final = ("experts",)
+"""What a step of a mixture of experts has besides."""
 
 
 class _Inside:
@@ -127,6 +139,10 @@ class BoundOps:
         """See `Ops.act_mul`."""
         return self._tensor("act_mul", gate_up_TX, kind)
 
+    def experts(self, x_TD: Tensor, router_logits_TX: Tensor, experts: Experts) -> Tensor:
+        """See `Ops.experts`."""
+        return self._tensor("experts", x_TD, router_logits_TX, experts)
+
     def select(self, x_TD: Tensor, rows_S: Tensor) -> Tensor:
         """See `Ops.select`."""
         return self._tensor("select", x_TD, rows_S)
@@ -143,22 +159,28 @@ class BoundOps:
             scored: Scored = self._run["score"](logits_SV, tokens_S, top)
         return scored
 
-    def prepare(self, weight: Linear) -> None:
+    def prepare(self, weight: Linear | Experts) -> None:
         """See `Ops.prepare`. Implementations that read dense weights as they are have nothing to prepare."""
-        prepare = getattr(self._run["linear"], "prepare", None)
+        op = "experts" if isinstance(weight, Experts) else "linear"
+        prepare = getattr(self._run[op], "prepare", None)
         if prepare is not None:
             prepare(weight)
 
     @property
     def recorder(self) -> Recorder | None:
-        """What can record whole steps: the one that all of a step's ops share, if they do."""
-        recorders = [self._choices[op].recorder for op in STEP_OPS]
+        """What can record whole steps of models without experts."""
+        return self.recorder_of(STEP_OPS)
+
+    def recorder_of(self, ops: Sequence[str]) -> Recorder | None:
+        """What can record steps made of these ops: the one that all of them share, if they do."""
+        recorders = [self._choices[op].recorder for op in ops]
         return recorders[0] if all(one is recorders[0] for one in recorders) else None
 
-    def numerics(self, isa: str) -> dict[str, str]:
-        """For each op, the name of everything that decides its bits, on a machine called `isa`."""
+    def numerics(self, isa: str, without: Collection[str] = ()) -> dict[str, str]:
+        """For each op but those `without`, the name of everything that decides its bits, on a machine called `isa`."""
         libraries = f"torch {torch.__version__} on {isa}"
-        return {op: choice.numerics or f"{choice.name}, {libraries}" for op, choice in self._choices.items()}
+        used = {op: choice for op, choice in self._choices.items() if op not in without}
+        return {op: choice.numerics or f"{choice.name}, {libraries}" for op, choice in used.items()}
 
     def explain(self) -> dict[str, str]:
         """For each op, the implementation's name and why it was chosen."""

@@ -16,6 +16,7 @@ from inference_stack.ops.facade import BoundOps, Choice
 from inference_stack.ops.implementation import Implementation
 from inference_stack.ops.reference.activation import act_mul
 from inference_stack.ops.reference.attention import Attention
+from inference_stack.ops.reference.experts import GroupedExperts
 from inference_stack.ops.reference.linear import TiledLinear
 from inference_stack.ops.reference.norms import add_rmsnorm, rmsnorm
 from inference_stack.ops.reference.rope import RopeStore
@@ -32,6 +33,7 @@ OPS: Final = (
     "rope_store",
     "attend",
     "act_mul",
+    "experts",
     "select",
     "sample",
     "score",
@@ -90,6 +92,7 @@ def reference_implementations() -> tuple[Implementation, ...]:
         "rope_store": RopeStore,
         "attend": Attention,
         "act_mul": lambda workspace: partial(act_mul, workspace),
+        "experts": lambda workspace: GroupedExperts(workspace, TiledLinear(workspace), partial(act_mul, workspace)),
         "select": lambda workspace: partial(select, workspace),
         "sample": lambda _: sample,
         "score": lambda _: score,

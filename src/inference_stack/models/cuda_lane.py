@@ -16,22 +16,28 @@ from inference_stack.models.placing import Event, HostPlacer, Placer, StagedPlac
 
 
 def placer_for(device: torch.device | str) -> Placer:
-    """What makes weights on a device. Raises `unsupported_model` for a kind of device that weights cannot be brought to."""
+    """What brings weights from files to a device. Raises as `usable`."""
+    device = usable(device)
+    return HostPlacer() if device.type == "cpu" else StagedPlacer(CudaLane(device))
+
+
+def usable(device: torch.device | str) -> torch.device:
+    """The device, with its number. Raises `unsupported_model` for a kind that cannot be used, or one that is not here."""
     device = torch.device(device)
     if device.type == "cpu":
-        return HostPlacer()
+        return device
     if device.type != "cuda":
         raise unsupported_model(f"Weights cannot be brought to the device {str(device)!r}; use cpu or cuda.")
     if not torch.cuda.is_available():
         raise unsupported_model(f"Weights cannot be brought to {str(device)!r}: torch finds no usable GPU here.")
-    return StagedPlacer(CudaLane(device))
+    return torch.empty(0, device=device).device
 
 
 class CudaLane:
-    """A `Lane`."""
+    """A `Lane` to a device with a number."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device = torch.empty(0, device=device).device  # with its number
+        self.device = device
         self._stream = torch.cuda.Stream(self.device)
 
     def enter_thread(self) -> None:

@@ -89,7 +89,7 @@ def test_an_unknown_variable_is_an_error() -> None:
         ("server: 8000", "server: expected settings by name"),
         ("engine: {prefix_cache: 1}", "engine.prefix_cache: expected true or false"),
         ("engine: {kv_memory: 2G}", "engine.kv_memory: expected a size"),
-        ("engine: {kv_dtype: int3}", "engine.kv_dtype: expected one of float32"),
+        ("engine: {kv_dtype: int3}", "engine.kv_dtype: expected one of auto"),
         ("engine: {pipeline_depth: 3}", "engine.pipeline_depth: expected at most 2"),
         ("server: {drain_seconds: .nan}", "server.drain_seconds: expected a finite number"),
         ("models: smollm2", "models: expected a list"),

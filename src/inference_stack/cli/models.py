@@ -16,6 +16,7 @@ from inference_stack.artifacts.catalogue import available, cache_folder
 from inference_stack.artifacts.files import ModelFiles
 from inference_stack.artifacts.files import Progress as Report
 from inference_stack.artifacts.resolve import resolve
+from inference_stack.config.derive import settled
 from inference_stack.config.load import load
 from inference_stack.config.sizes import format_size
 from inference_stack.config.tree import Config, ModelEntry
@@ -42,11 +43,16 @@ def progress_bar(console: Console) -> Iterator[Report]:
         bar.stop()
 
 
-def fetch(models: Iterable[str], cache_dir: str) -> list[ModelFiles]:
+def fetch(models: Iterable[str], cache_dir: str, load_format: str = "auto") -> list[ModelFiles]:
     """The files of each model, downloaded with a progress bar where they are missing. Raises `InferenceError`."""
     folder = cache_folder(cache_dir)
     with progress_bar(Console(stderr=True)) as report:
-        return [resolve(model, folder, progress=report) for model in models]
+        return [resolve(model, folder, progress=report, load_format=load_format) for model in models]
+
+
+def fetch_served(config: Config) -> list[ModelFiles]:
+    """`fetch` the models that a configuration serves."""
+    return fetch([entry.model for entry in config.models], config.cache_dir, config.engine.load_format)
 
 
 def fetch_configured(model: str, config: Path | None) -> ModelFiles:
@@ -55,7 +61,8 @@ def fetch_configured(model: str, config: Path | None) -> ModelFiles:
 
 
 def placed(config: Config, files: list[ModelFiles]) -> Config:
-    """The configuration with every model at its place on disk, under the name that requests use. Raises on equal names."""
+    """The configuration with nothing left open, and every model at its place on disk, under the name that requests use. Raises on
+    equal names."""
     entries = [
         ModelEntry(model=str(one.weights[0] if one.kind == "gguf" else one.root), name=entry.name or one.name)
         for entry, one in zip(config.models, files, strict=True)
@@ -63,7 +70,7 @@ def placed(config: Config, files: list[ModelFiles]) -> Config:
     names = [entry.name for entry in entries]
     if len(set(names)) < len(names):
         raise invalid(f"two models are called {max(names, key=names.count)!r}; name them apart with NAME=MODEL")
-    return replace(config, models=tuple(entries))
+    return settled(replace(config, models=tuple(entries)))
 
 
 def pull_models(models: list[str], cache_dir: str) -> None:

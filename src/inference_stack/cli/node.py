@@ -17,7 +17,7 @@ from rich.console import Console
 
 from inference_stack.artifacts.files import ModelFiles
 from inference_stack.cli.ledger import print_ledger
-from inference_stack.cli.models import fetch, placed
+from inference_stack.cli.models import fetch_served, placed
 from inference_stack.cli.tuning import tune_interpreter
 from inference_stack.config.tree import Config
 from inference_stack.core.errors import InferenceError, unavailable
@@ -121,11 +121,11 @@ class NodeProcess:
         names = ", ".join(f"{model.name} ({model.max_running} at once)" for model in state.models)
         self._console.print(f"node [bold]{self._name}[/bold] serves [bold]{names}[/bold]")
         if self._config.node.simulated:
-            device = self._config.node.device
+            device = self._config.device_title
             self._console.print(f"[bold red]ANSWERS ARE MADE UP[/bold red]: {device}, for tests of load and failures")
 
 
 async def serve(config: Config, console: Console, worker: Spawned) -> None:
     """Serve until a signal. `worker` has been importing its libraries since it was spawned. Raises `InferenceError`."""
-    files = fetch([entry.model for entry in config.models], config.cache_dir)
+    files = fetch_served(config)
     await NodeProcess(config, files, console, worker).run()

@@ -20,10 +20,12 @@ def spawn_ahead(config: Config, command: str) -> Spawned:
     node = config.node
     if node.preset + node.preset_model and not node.simulated:
         raise invalid("presets are for --engine simulated", param="node.preset", code="invalid_config")
+    from inference_stack.config.derive import chosen_device, on_gpu
     from inference_stack.node.devices import core_sets
     from inference_stack.node.spawn import spawn
 
-    return spawn(node.engine, core_sets(node.workers, node.threads, pinned=not node.simulated)[0].cores)
+    on_cores = not node.simulated and not on_gpu(chosen_device(config.engine.device))
+    return spawn(node.engine, core_sets(node.workers, node.threads, pinned=on_cores)[0].cores)
 
 
 def serve_models(config: Config) -> None:

@@ -91,8 +91,17 @@ class AdminConfig:
 class EngineConfig:
     """The batch engine of each model."""
 
-    max_running: int = knob(64, "Completions decoded at once.", low=1)
-    max_batch_tokens: int = knob(512, "Query tokens of one step: decode tokens and prompt chunks together.", low=1)
+    device: str = knob(
+        "auto",
+        "What the model runs on: cpu, cuda or cuda:N; auto takes a GPU where there is one and torch was built for it. Several "
+        "workers take GPUs from this one on.",
+    )
+    max_running: int = knob(0, "Completions decoded at once; 0 is 64 on CPUs, 256 on GPUs.", low=0)
+    max_batch_tokens: int = knob(
+        0,
+        "Query tokens of one step, decode tokens and prompt chunks together; 0 is 512 on CPUs, 2048 on GPUs.",
+        low=0,
+    )
     max_model_len: int = knob(
         0, "Longest sequence (prompt and completion) in tokens; 0 derives it from model and memory.", low=0
     )
@@ -100,19 +109,32 @@ class EngineConfig:
         "auto", "Memory for KV blocks of all models of a device, such as 2GiB; auto derives it.", size=True
     )
     kv_dtype: str = knob(
-        "float16",
-        "How KV is stored: float32, float16, bfloat16, or int8 with a scale for each token and head.",
-        choices=("float32", "float16", "bfloat16", "int8"),
+        "auto",
+        "How KV is stored: float32, float16, bfloat16, or int8 with a scale for each token and head; auto is float16 on CPUs, "
+        "bfloat16 on GPUs.",
+        choices=("auto", "float32", "float16", "bfloat16", "int8"),
     )
     weights: str = knob(
         "native",
         "How quantised weights are executed: native keeps them as they are, float32 dequantises them when they are loaded.",
         choices=("native", "float32"),
     )
+    load_format: str = knob(
+        "auto",
+        "Where weights come from: auto reads the model's files; random draws them, for measuring, and needs no more than a directory "
+        "with a config.json and a tokenizer.",
+        choices=("auto", "random"),
+    )
     kernels: str = knob(
         "auto",
-        "CPU kernels: auto takes the fastest that work here; avx512vnni, avx2 and portable name a set; torch uses torch's.",
-        choices=("auto", "avx512vnni", "avx2", "portable", "torch"),
+        "Kernels: auto takes the fastest that work here; avx512vnni, avx2 and portable name a set for CPUs; triton is for GPUs; "
+        "torch uses torch's.",
+        choices=("auto", "avx512vnni", "avx2", "portable", "triton", "torch"),
+    )
+    deterministic: bool = knob(
+        True,
+        "On GPUs, compute every row the same way whatever the batch is, so that a stream that is carried over goes on with the "
+        "same bytes. Off is faster. CPUs always do.",
     )
     recorded_steps: bool = knob(
         True, "Record the model's step once and replay it, where the kernels can, instead of calling op by op."
@@ -188,11 +210,6 @@ class NodeConfig:
         """The preset that the simulated engine takes."""
         return self.preset or DEFAULT_PRESET
 
-    @property
-    def device(self) -> str:
-        """What a worker's device is called."""
-        return f"simulated {self.preset_name}" if self.simulated else "cpu"
-
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
@@ -229,6 +246,11 @@ class Config:
     admin: AdminConfig = section(AdminConfig, "The administrators' API.", prefix=True)
     log: LogConfig = section(LogConfig, "Logs.", prefix=True)
     cache_dir: str = knob("", "Where downloaded models are kept; empty is ~/.cache/inference-stack.")
+
+    @property
+    def device_title(self) -> str:
+        """What a worker computes with, for people."""
+        return f"simulated {self.node.preset_name}" if self.node.simulated else self.engine.device
 
 
 def to_plain(config: Config) -> dict[str, Any]:

@@ -25,6 +25,9 @@ class ArenaLease:
         self._arena: Tensor | None = arena
         self._specs = tuple(groups)
         self.groups: tuple[GroupGeometry, ...] = tuple(geometry.group(spec) for spec in groups)
+        beyond = [group.blocks_per_slab * geometry.slab_count for group in self.groups]
+        self.parking = tuple(int(group.entry_of(block)) for group, block in zip(self.groups, beyond, strict=True))
+        """For each group the entry of a block that nobody owns; it is there when the arena was made with `parking`."""
 
     def layers(self) -> tuple[KvLayer, ...]:
         """Every model layer's memory, by layer index. Raises `RuntimeError` after `release`."""
@@ -52,11 +55,11 @@ class ArenaLease:
 
 
 class Arena:
-    """All KV memory of one device."""
+    """All KV memory of one device, and with `parking` a slab more, for rows that only fill a batch up."""
 
-    def __init__(self, device: Device, geometry: ArenaGeometry) -> None:
+    def __init__(self, device: Device, geometry: ArenaGeometry, parking: bool = False) -> None:
         self.geometry = geometry
-        self._bytes: Tensor = device.allocate(geometry.arena_bytes)
+        self._bytes: Tensor = device.allocate(geometry.arena_bytes + parking * geometry.slab_bytes)
 
     def lease(self, groups: Sequence[KvGroupSpec]) -> ArenaLease:
         """Access for a model with these KV groups."""

@@ -107,6 +107,10 @@ class CpuDevice:
             )
         return host_bytes(nbytes).zero_()
 
+    def peak_bytes(self) -> int:
+        """Nothing: the workspace is measured, and made once."""
+        return 0
+
     def settle(self) -> None:
         """Give back what loading took from the system and no longer uses: the C library keeps freed memory otherwise."""
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's

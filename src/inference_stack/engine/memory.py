@@ -16,6 +16,8 @@ AUTO_SEQUENCES = 1
 """Automatic KV memory: room for this many of the longest sequences; at least the floor, at most the share of what is free.
 
 Modest on purpose: all of it is committed at start, and a laptop has other uses for its memory. More is a setting away."""
+GPU_SHARE = 0.9
+"""Of a GPU's memory beside the weights, which nobody else has a use for; the rest is for activations and recorded steps."""
 
 
 def sequence_bytes(groups: Sequence[KvGroupSpec], tokens: int) -> int:
@@ -23,10 +25,12 @@ def sequence_bytes(groups: Sequence[KvGroupSpec], tokens: int) -> int:
     return -(-tokens // BLOCK_TOKENS) * sum(spec.block_bytes for spec in groups)
 
 
-def kv_bytes(setting: str, free: int, models: Sequence[tuple[Sequence[KvGroupSpec], int]]) -> int:
+def kv_bytes(setting: str, free: int, models: Sequence[tuple[Sequence[KvGroupSpec], int]], gpu: bool = False) -> int:
     """Bytes for the arena: the setting, or what `auto` derives from (KV groups, longest sequence) of each model."""
     if setting != "auto":
         return parse_size(setting)
+    if gpu:
+        return int(free * GPU_SHARE)
     wanted = sum(AUTO_SEQUENCES * sequence_bytes(groups, longest) for groups, longest in models)
     return min(max(wanted, AUTO_FLOOR), int(free * AUTO_SHARE))
 

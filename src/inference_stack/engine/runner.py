@@ -18,6 +18,8 @@ from torch import Tensor
 from inference_stack.core.errors import numerical_fault
 from inference_stack.core.seams import Clock, Device, Fetch, InFlightStep
 from inference_stack.core.step import IntArray, StepPlan, StepResult, TokenLogprob, ints
+from inference_stack.engine.accelerator import Accelerator
+from inference_stack.engine.graphs import GraphedStep
 from inference_stack.engine.inputs import Rows, stage_drafts
 from inference_stack.engine.launcher import Finish, Launcher
 from inference_stack.engine.sampling import SampleColumns, accepted, score_columns, token_logprobs
@@ -72,6 +74,10 @@ class ModelRunner:
             recorded = RecordedStep(self._model, self._ops, recorder, inputs, limits, self._launcher.native)
         self.step = recorded
         return recorded
+
+    def record_graphs(self, device: Accelerator, parking: tuple[int, ...]) -> None:
+        """From now on have the device record decode steps; `parking[group]` is the entry of a block that nobody owns."""
+        self.step = GraphedStep(self._model, self._ops, self._kv, self._tables, device, parking, self._max_sampled)
 
     def forget_recording(self) -> None:
         """Run op by op again."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from inference_stack.artifacts.catalogue import cache_folder
 from inference_stack.artifacts.resolve import resolve
+from inference_stack.config.derive import settled
 from inference_stack.config.sizes import parse_size
 from inference_stack.config.tree import Config, ModelEntry
 from inference_stack.core.errors import InferenceError, invalid
@@ -57,8 +58,8 @@ class SimulatedStartup:
     def __init__(
         self, config: Config, clock: Clock, account: Account, sleep: Callable[[float], None] = time.sleep
     ) -> None:
-        self._config = config
-        self._engine = config.engine
+        self._config = settled(config)
+        self._engine = self._config.engine
         self._clock = clock
         self._account = account
         self._timeline = Timeline(clock, sleep)
@@ -82,7 +83,8 @@ class SimulatedStartup:
         return core, Ready(models=infos, ledger=self._account.close(), kv_memory=geometry.arena_bytes)
 
     def _describe(self, entry: ModelEntry, device: Hardware) -> Simulated:
-        files = resolve(entry.model, cache_folder(self._config.cache_dir), offline=True)
+        folder, load_format = cache_folder(self._config.cache_dir), self._engine.load_format
+        files = resolve(entry.model, folder, offline=True, load_format=load_format)
         config, words = describe(files)
         name, preset = entry.name or files.name, self._config.node.preset_model
         dimensions = preset_model(preset) if preset else own_dimensions(name, config)

@@ -7,29 +7,31 @@ from dataclasses import dataclass
 
 from inference_stack.artifacts.catalogue import cache_folder
 from inference_stack.artifacts.resolve import resolve
+from inference_stack.config.derive import settled
 from inference_stack.config.sizes import format_size
 from inference_stack.config.tree import Config, ModelEntry
 from inference_stack.core.errors import invalid
 from inference_stack.core.fleet import ModelInfo
 from inference_stack.core.kv_spec import KvGroupSpec
 from inference_stack.core.seams import Clock
+from inference_stack.engine.accelerator import Accelerator
 from inference_stack.engine.arena import Arena
 from inference_stack.engine.core import EngineCore, Instance
 from inference_stack.engine.device import CpuDevice
+from inference_stack.engine.devices import AnyDevice, open_device, ops_for
 from inference_stack.engine.kv_events import KvFeeds, events_capacity
-from inference_stack.engine.launcher import Beside, Inline, Launcher
+from inference_stack.engine.launcher import Beside, Inline, Launcher, Queued
 from inference_stack.engine.memory import arena_geometry, kv_bytes
 from inference_stack.engine.numerics import numerics_id
 from inference_stack.engine.recording import Schedulers
 from inference_stack.engine.runner import ModelRunner
 from inference_stack.engine.slots import SlotTables
-from inference_stack.engine.warmup import time_steps, warm_up
+from inference_stack.engine.warmup import TIMED_TOKENS, time_steps, warm_up
 from inference_stack.kv.manager import KvManager
 from inference_stack.kv.slabs import SlabPool
 from inference_stack.models.api import LoadedModel
 from inference_stack.models.loader import load_model
 from inference_stack.ops.facade import BoundOps
-from inference_stack.ops.registry import OPS, build_ops, default_registry
 from inference_stack.ops.workspace import Workspace
 from inference_stack.scheduler.limits import SchedulerLimits
 from inference_stack.telemetry.startup import Account
@@ -57,29 +59,36 @@ class Placed:
     kv: KvManager
     runner: ModelRunner
     longest: int
+    parking: tuple[int, ...]
 
 
 class Startup:
-    """Builds the engine of one device; `account` goes on from what the process did before."""
+    """Builds the engine of one device, which the settings name unless one is given; `account` goes on from what the process did
+    before."""
 
-    def __init__(self, config: Config, clock: Clock, account: Account) -> None:
-        self._config = config
-        self._engine = config.engine
+    def __init__(self, config: Config, clock: Clock, account: Account, device: AnyDevice | None = None) -> None:
+        self._config = settled(config)
+        self._engine = self._config.engine
         self._clock = clock
         self._account = account
-        self._device = CpuDevice(config.node.threads)
-        self._launcher: Launcher = Beside() if self._engine.pipeline_depth else Inline()
+        self._device = device or open_device(self._engine, config.node.threads)
+        self._gpu = isinstance(self._device, Accelerator)
+        self._launcher: Launcher = Queued() if self._gpu else Beside() if self._engine.pipeline_depth else Inline()
 
     @property
     def threads(self) -> int:
-        """CPU threads that the engine computes with."""
-        return self._device.threads
+        """CPU threads that the engine computes with; 0 on a GPU."""
+        return self._device.threads if isinstance(self._device, CpuDevice) else 0
 
     def run(self) -> tuple[EngineCore, Ready]:
         """Load everything. Raises `InferenceError` for what cannot be served."""
         account = self._account
-        workspace = Workspace(max_tokens=self._engine.max_batch_tokens, max_samples=self._engine.max_running)
-        ops = self._ops(workspace)
+        workspace = Workspace(
+            max_tokens=self._engine.max_batch_tokens,
+            max_samples=self._engine.max_running,
+            device=self._device.torch_device,
+        )
+        ops = ops_for(self._engine, self._device, workspace)
         with account.stage("weights"):
             loaded = [self._load(entry, ops) for entry in self._config.models]
             self._device.settle()
@@ -90,6 +99,7 @@ class Startup:
             placed = [self._place(model, arena, slabs, ops) for model in loaded]
             self._measure(placed)
             workspace.seal()
+            self._peak_bytes = self._device.peak_bytes()
             served = [self._serve(model, ops, schedulers) for model in placed]
         instances = [instance for instance, _ in served]
         feeds = KvFeeds(self._config, instances, self._clock)
@@ -100,23 +110,15 @@ class Startup:
         models = tuple(info for _, info in served)
         return core, Ready(models=models, ledger=account.close(), kv_memory=arena.geometry.arena_bytes)
 
-    def _ops(self, workspace: Workspace) -> BoundOps:
-        wanted = self._engine.kernels
-        if wanted == "torch":
-            return build_ops(workspace, prefer=dict.fromkeys(OPS, "reference"))
-        try:
-            registry = default_registry(self._device.threads, "" if wanted == "auto" else wanted)
-        except ValueError as error:
-            raise invalid(f"{error}.", param="engine.kernels") from error
-        return build_ops(workspace, registry=registry)
-
     def _load(self, entry: ModelEntry, ops: BoundOps) -> Loaded:
-        files = resolve(entry.model, cache_folder(self._config.cache_dir), offline=True)
+        folder, load_format = cache_folder(self._config.cache_dir), self._engine.load_format
+        files = resolve(entry.model, folder, offline=True, load_format=load_format)
         model = load_model(
             files,
             max_positions=self._engine.max_model_len,
             dequantise=self._engine.weights == "float32",
             prepare=ops.prepare,
+            device=self._device.torch_device,
         )
         context = model.model.max_positions
         return Loaded(
@@ -128,11 +130,14 @@ class Startup:
 
     def _allocate(self, loaded: Sequence[Loaded]) -> Arena:
         wanted = kv_bytes(
-            self._engine.kv_memory, self._device.free_bytes(), [(model.groups, model.longest) for model in loaded]
+            self._engine.kv_memory,
+            self._device.free_bytes(),
+            [(model.groups, model.longest) for model in loaded],
+            self._gpu,
         )
         geometry, remark = arena_geometry(wanted, [spec for model in loaded for spec in model.groups])
         self._account.derived["KV slabs"] = remark
-        return Arena(self._device, geometry)
+        return Arena(self._device, geometry, parking=self._gpu)
 
     def _place(self, loaded: Loaded, arena: Arena, slabs: SlabPool, ops: BoundOps) -> Placed:
         kv = KvManager(
@@ -153,7 +158,7 @@ class Startup:
         self._account.memory.append((f"{loaded.name}: slot tables", tables.nbytes))
         layers, launcher = lease.layers(), self._launcher
         runner = ModelRunner(loaded.model, ops, self._device, layers, tables, self._clock, launcher, tokens, rows)
-        return Placed(loaded, kv, runner, longest)
+        return Placed(loaded, kv, runner, longest, lease.parking)
 
     def _measure(self, placed: Sequence[Placed]) -> None:
         """Every kind of step once, so that the workspace sees all it has to hold: recordings keep their outputs, beside which
@@ -169,12 +174,15 @@ class Startup:
         many = min(placed.longest - 1, self._engine.max_batch_tokens)
         if self._engine.recorded_steps:
             placed.runner.record()
-        step_time = time_steps(placed.runner, loaded.name, len(loaded.groups), many)
+            if isinstance(self._device, Accelerator) and ops.graphs:
+                placed.runner.record_graphs(self._device, placed.parking)
+        timed = many if self._gpu else min(TIMED_TOKENS, many)
+        step_time = time_steps(placed.runner, loaded.name, len(loaded.groups), timed)
         scheduler = schedulers.make(self._limits(placed), placed.kv, step_time)
         info = ModelInfo(
             name=loaded.name,
             architecture=model.architecture,
-            numerics_id=numerics_id(model, ops, self._engine.kv_dtype, self._device.isa()),
+            numerics_id=numerics_id(model, ops, self._engine.kv_dtype, self._device.isa(), self._alike),
             max_model_len=placed.longest,
             vocab_size=model.model.vocab_size,
             eos_tokens=model.eos_tokens,
@@ -184,6 +192,11 @@ class Startup:
             step_time=step_time,
         )
         return Instance(loaded.name, info.vocab_size, scheduler, placed.runner), info
+
+    @property
+    def _alike(self) -> bool:
+        """Whether a row's bits depend on that row alone."""
+        return self._engine.deterministic or not self._gpu
 
     def _limits(self, placed: Placed) -> SchedulerLimits:
         target = self._engine.itl_target_ms / 1000
@@ -201,10 +214,12 @@ class Startup:
         account.memory = [
             *((f"{name}: weights ({model.quantisation})", model.weight_bytes) for name, model, _ in models),
             ("KV memory", arena.geometry.arena_bytes),
-            ("workspace", ops.workspace.nbytes),
+            ("workspace", ops.workspace.nbytes or self._peak_bytes),
             *account.memory,
         ]
         account.derived |= {f"{name}: longest sequence": f"{longest} tokens" for name, _, longest in models}
-        account.derived["threads"] = str(self._device.threads)
+        account.derived["device"] = f"{self._device.name}, {self._device.isa()}"
+        if isinstance(self._device, CpuDevice):
+            account.derived["threads"] = str(self._device.threads)
         account.derived["memory left"] = format_size(self._device.free_bytes())
         account.derived["kernels"] = "; ".join(sorted(set(ops.explain().values())))

@@ -6,6 +6,7 @@ One row, a small arena of its own, op by op; kernels, weights and KV type as the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Final, cast
 
 import numpy as np
@@ -13,17 +14,16 @@ import torch
 from torch import Tensor
 
 from inference_stack.artifacts.files import ModelFiles, Progress, silent
+from inference_stack.config.derive import settled_engine
 from inference_stack.config.tree import EngineConfig
-from inference_stack.core.errors import invalid
 from inference_stack.core.kv_spec import KvGroupSpec
 from inference_stack.core.request import BLOCK_TOKENS
 from inference_stack.engine.arena import Arena
 from inference_stack.engine.device import CpuDevice
+from inference_stack.engine.devices import ops_for
 from inference_stack.kv.slabs import ArenaGeometry, GroupGeometry
 from inference_stack.models.loader import load_model
 from inference_stack.ops.api import GroupTable, Linear, Ops, StepInputs
-from inference_stack.ops.facade import BoundOps
-from inference_stack.ops.registry import OPS, build_ops, default_registry
 from inference_stack.ops.workspace import Workspace
 
 CHUNK_TOKENS: Final = 128
@@ -42,8 +42,10 @@ class Subject:
     def __init__(
         self, files: ModelFiles, engine: EngineConfig, threads: int, window: int, progress: Progress = silent
     ) -> None:
+        self.engine = engine = settled_engine(replace(engine, device="cpu"))
         self._device = CpuDevice(threads)
-        self._ops = _ops(engine, self._device.threads)
+        workspace = Workspace(max_tokens=CHUNK_TOKENS, max_samples=CHUNK_TOKENS)
+        self._ops = ops_for(engine, self._device, workspace)
         self.loaded = load_model(
             files,
             max_positions=window,
@@ -112,17 +114,6 @@ class _Watched:
         """As `Ops.linear`."""
         self._watch(weight, x_TK)
         return self._ops.linear(x_TK, weight)
-
-
-def _ops(engine: EngineConfig, threads: int) -> BoundOps:
-    workspace = Workspace(max_tokens=CHUNK_TOKENS, max_samples=CHUNK_TOKENS)
-    if engine.kernels == "torch":
-        return build_ops(workspace, prefer=dict.fromkeys(OPS, "reference"))
-    try:
-        registry = default_registry(threads, "" if engine.kernels == "auto" else engine.kernels)
-    except ValueError as error:
-        raise invalid(f"{error}.", param="engine.kernels") from error
-    return build_ops(workspace, registry=registry)
 
 
 def _geometry(groups: Sequence[KvGroupSpec], tokens: int) -> tuple[ArenaGeometry, list[int]]:

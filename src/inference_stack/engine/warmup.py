@@ -23,6 +23,7 @@ EVERYTHING = SamplingParams(
 """Parameters that make a step use every sampling path."""
 PLAIN = SamplingParams(temperature=0.0)
 TIMED_TOKENS = 64
+"""On CPUs, where a full step would take a while."""
 
 
 def _step(runner: ModelRunner, model: str, groups: int, tokens: int, params: SamplingParams) -> float:
@@ -51,9 +52,10 @@ def warm_up(runner: ModelRunner, model: str, groups: int) -> None:
     _step(runner, model, groups, 3, EVERYTHING)
 
 
-def time_steps(runner: ModelRunner, model: str, groups: int, limit: int) -> StepTimeModel:
-    """A first guess at the step-time model, from a step of one token and one of many, but at most `limit`."""
-    many = min(TIMED_TOKENS, limit)
+def time_steps(runner: ModelRunner, model: str, groups: int, many: int) -> StepTimeModel:
+    """A first guess at the step-time model, from a step of one token and one of `many`. Each is taken twice: the first one may
+    compile kernels."""
     one = min(_step(runner, model, groups, 1, PLAIN) for _ in range(2))
-    per_token = max(_step(runner, model, groups, many, PLAIN) - one, 0.0) / max(many - 1, 1)
+    most = min(_step(runner, model, groups, many, PLAIN) for _ in range(2))
+    per_token = max(most - one, 0.0) / max(many - 1, 1)
     return StepTimeModel(base=max(one - per_token, 0.0), per_token=per_token)

@@ -13,9 +13,11 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
+from inference_stack.config.derive import nth_device, on_gpu, settled
 from inference_stack.config.tree import Config
 from inference_stack.core.fleet import NodeState
 from inference_stack.core.seams import Clock, Link
@@ -66,13 +68,15 @@ class NodeAgent:
         on_state: Callable[[NodeState], None] = lambda state: None,
     ) -> None:
         self._on_state = on_state
+        config = settled(config)
         node = config.node
         self._name = name
         self._clock = clock
         self._boot = secrets.token_hex(8)
         self._silence = config.gateway.silence_seconds * SILENCE_FACTOR
         self._gpus = devices.gpu_ledger(devices.gpus())
-        sets = devices.core_sets(node.workers, node.threads, pinned=not node.simulated)
+        gpu = on_gpu(config.engine.device)
+        sets = devices.core_sets(node.workers, node.threads, pinned=not node.simulated and not gpu)
         self._slots = tuple(
             Slot(self._supervisor(config, number, cores, None if number else first))
             for number, cores in enumerate(sets)
@@ -86,6 +90,7 @@ class NodeAgent:
 
     def _supervisor(self, config: Config, number: int, cores: devices.CoreSet, first: Spawned | None) -> Supervisor:
         report, changed = partial(self._report, number), partial(self._changed, number)
+        config = replace(config, engine=replace(config.engine, device=nth_device(config.engine.device, number)))
         return Supervisor(config, self._clock, report, changed, first, cores)
 
     async def run(self) -> None:

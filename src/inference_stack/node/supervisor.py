@@ -98,7 +98,7 @@ class Supervisor:
     @property
     def device(self) -> str:
         """What the worker computes with."""
-        return ", ".join(filter(None, (self._config.node.device, self._cores.title)))
+        return ", ".join(filter(None, (self._config.device_title, self._cores.title)))
 
     def describe(self) -> WorkerState:
         """The worker as others see it."""

@@ -70,6 +70,7 @@ class Choice:
     reason: str
     recorder: Recorder | None = None
     numerics: str = ""
+    graphs: bool = False
 
 
 STEP_OPS: Final = ("embed", "rmsnorm", "add_rmsnorm", "linear", "rope_store", "attend", "act_mul", "select")
@@ -131,9 +132,17 @@ class BoundOps:
         """See `Ops.rope_store`."""
         return self._tensor("rope_store", qkv_TX, heads, kv, step)
 
-    def attend(self, q_THE: Tensor, kv: KvLayer, step: StepInputs, scale: float, softcap: float = 0.0) -> Tensor:
+    def attend(
+        self,
+        q_THE: Tensor,
+        kv: KvLayer,
+        step: StepInputs,
+        scale: float,
+        softcap: float = 0.0,
+        sinks_H: Tensor | None = None,
+    ) -> Tensor:
         """See `Ops.attend`."""
-        return self._tensor("attend", q_THE, kv, step, scale, softcap)
+        return self._tensor("attend", q_THE, kv, step, scale, softcap, sinks_H)
 
     def act_mul(self, gate_up_TX: Tensor, kind: Activation) -> Tensor:
         """See `Ops.act_mul`."""
@@ -175,6 +184,11 @@ class BoundOps:
         """What can record steps made of these ops: the one that all of them share, if they do."""
         recorders = [self._choices[op].recorder for op in ops]
         return recorders[0] if all(one is recorders[0] for one in recorders) else None
+
+    @property
+    def graphs(self) -> bool:
+        """Whether devices that record graphs can record steps made of these ops."""
+        return all(self._choices[op].graphs for op in STEP_OPS)
 
     def numerics(self, isa: str, without: Collection[str] = ()) -> dict[str, str]:
         """For each op but those `without`, the name of everything that decides its bits, on a machine called `isa`."""

@@ -16,8 +16,9 @@ from inference_stack.ops.workspace import Workspace
 class Implementation:
     """One way to run one op. `speed` orders those that can run (higher first); `refuses` gives the reason it cannot, or None.
 
-    `recorder` is what can record steps made of this and the other ops that name the same one. `numerics` names what decides the
-    result's bits when neither torch nor the processor has a part in it.
+    `recorder` is what can record steps made of this and the other ops that name the same one; `graphs` says that the device can
+    record them itself, since what is launched follows from shapes alone where `StepInputs` has no host integers. `numerics`
+    names what decides the result's bits when neither torch nor the processor has a part in it.
     """
 
     op: str
@@ -27,3 +28,4 @@ class Implementation:
     build: Callable[[Workspace], Callable[..., Any]]
     recorder: Recorder | None = None
     numerics: str = ""
+    graphs: bool = False

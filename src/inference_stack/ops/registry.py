@@ -23,6 +23,8 @@ from inference_stack.ops.reference.rope import RopeStore
 from inference_stack.ops.reference.rows import embed, select
 from inference_stack.ops.reference.sampler import sample
 from inference_stack.ops.reference.score import score
+from inference_stack.ops.triton.implementations import triton_implementations
+from inference_stack.ops.triton.settings import TritonSettings
 from inference_stack.ops.workspace import Workspace
 
 OPS: Final = (
@@ -55,6 +57,10 @@ class Registry:
     def add(self, implementation: Implementation) -> None:
         """Registers one more. Raises KeyError for an op that does not exist."""
         self._by_op[implementation.op].append(implementation)
+
+    def having(self, name: str) -> tuple[str, ...]:
+        """The ops that have an implementation of this name."""
+        return tuple(op for op, known in self._by_op.items() if any(one.name == name for one in known))
 
     def choose(self, op: str, device: torch.device, prefer: str | None = None) -> tuple[Implementation, str]:
         """The implementation for `op` on `device` and why. Raises NoImplementation."""
@@ -108,6 +114,11 @@ def default_registry(threads: int = 1, kernels: str = "") -> Registry:
     return Registry((*reference_implementations(), *cpu_implementations(threads, kernels)))
 
 
+def gpu_registry(settings: TritonSettings) -> Registry:
+    """Every implementation of this build that runs on GPUs."""
+    return Registry((*reference_implementations(), *triton_implementations(settings)))
+
+
 def build_ops(
     workspace: Workspace, *, registry: Registry | None = None, prefer: Mapping[str, str] | None = None
 ) -> BoundOps:
@@ -122,5 +133,7 @@ def build_ops(
     for op in OPS:
         implementation, reason = registry.choose(op, workspace.device, wanted.get(op))
         run = implementation.build(workspace)
-        choices[op] = Choice(run, implementation.name, reason, implementation.recorder, implementation.numerics)
+        choices[op] = Choice(
+            run, implementation.name, reason, implementation.recorder, implementation.numerics, implementation.graphs
+        )
     return BoundOps(choices, workspace)

@@ -55,16 +55,6 @@ class FirstFit:
         del self._starts[index], self._ends[index]
 
 
-class _DeviceBytes:
-    """Device memory as an object that torch wraps without a copy and keeps alive as long as any tensor over it."""
-
-    __slots__ = ("__cuda_array_interface__", "__weakref__", "memory")
-
-    def __init__(self, address: int, nbytes: int, memory: Tensor) -> None:
-        self.__cuda_array_interface__ = {"shape": (nbytes,), "typestr": "|u1", "data": (address, False), "version": 3}
-        self.memory = memory
-
-
 @dataclass(frozen=True, slots=True)
 class _Live:
     """One range in use: its place in the buffer, what its leading dimension counts, and the watch on its owner."""
@@ -79,7 +69,8 @@ class Workspace:
 
     While measuring, tensors have memory of their own and only places are planned. Because a range has the size of its
     capacity, a step of one token and one sample measures as much as a full one. `max_tokens` bounds T, `max_samples` S.
-    Not for use by several threads at once.
+    Not for use by several threads at once. On GPUs torch's allocator does all this: it gives memory back in the order of the
+    device's work, and a graph keeps what was taken while it was recorded.
     """
 
     def __init__(self, *, max_tokens: int, max_samples: int, device: torch.device | str = "cpu") -> None:
@@ -113,10 +104,7 @@ class Workspace:
         if self._live:
             raise RuntimeError(f"{len(self._live)} outputs of the measuring step are still referenced")
         self._limit = self._places.peak
-        if self.device.type == "cpu":
-            self._buffer = host_bytes(self._limit)
-        else:
-            self._buffer = torch.zeros(self._limit + ALIGNMENT, dtype=torch.uint8, device=self.device)
+        self._buffer = host_bytes(self._limit)
         self._base = -(-self._buffer.data_ptr() // ALIGNMENT) * ALIGNMENT
 
     def take(self, shape: Sequence[int], dtype: torch.dtype, rows: Rows = "tokens") -> Tensor:
@@ -124,7 +112,7 @@ class Workspace:
         capacity = self._capacity[rows]
         if shape[0] > capacity:
             raise WorkspaceOverflow(f"a step has {shape[0]} {rows}, but the workspace is planned for {capacity}")
-        if 0 in shape:
+        if 0 in shape or self.device.type != "cpu":
             return torch.empty(*shape, dtype=dtype, device=self.device)
         reserved = capacity * prod(shape[1:]) * dtype.itemsize
         start = self._places.take(reserved)
@@ -147,10 +135,7 @@ class Workspace:
     def _wrap(self, start: int, nbytes: int, dtype: torch.dtype, rows: Rows) -> Tensor:
         # Every range has a storage of its own, whose owner dies with the last tensor over it: views keep it alive.
         owner = self._owner(start, nbytes)
-        if self.device.type == "cpu":
-            flat = torch.frombuffer(owner, dtype=dtype)
-        else:
-            flat = torch.as_tensor(owner, device=self.device).view(dtype)
+        flat = torch.frombuffer(owner, dtype=dtype)
         address = flat.data_ptr()
         self._live[address] = _Live(start, rows, weakref.ref(owner, self._returner(address)))
         return flat
@@ -162,11 +147,5 @@ class Workspace:
         return give_back
 
     def _owner(self, start: int, nbytes: int) -> Any:
-        if self.device.type == "cpu":
-            kind = ctypes.c_ubyte * nbytes
-            return kind() if self._buffer is None else kind.from_address(self._base + start)
-        memory = self._buffer
-        if memory is None:
-            memory = torch.empty(nbytes, dtype=torch.uint8, device=self.device)
-            return _DeviceBytes(memory.data_ptr(), nbytes, memory)
-        return _DeviceBytes(self._base + start, nbytes, memory)
+        kind = ctypes.c_ubyte * nbytes
+        return kind() if self._buffer is None else kind.from_address(self._base + start)

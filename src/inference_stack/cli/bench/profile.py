@@ -145,7 +145,7 @@ def _swallow(peer: socket.socket) -> None:
 
 def _read_bandwidth(threads: int, clock: Clock) -> float:
     module = extension()
-    if isinstance(module, str):
+    if isinstance(module, str) or not threads:
         return 0.0
     return Native(module, threads, "portable").read_bandwidth(clock.now)
 

@@ -64,7 +64,7 @@ def measure(config: Config, model: Side, reference: Side | None, text: str, prog
 
 def described(subject: Subject, side: Side) -> str:
     """A model's name, its weights as they are executed, the type of its KV, and its kernels."""
-    return f"{side.files.name}: {subject.loaded.quantisation}; KV in {side.engine.kv_dtype}; {subject.kernels()}"
+    return f"{side.files.name}: {subject.loaded.quantisation}; KV in {subject.engine.kv_dtype}; {subject.kernels()}"
 
 
 def _subject(config: Config, side: Side, progress: Progress) -> Subject:

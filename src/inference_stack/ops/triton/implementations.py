@@ -31,6 +31,7 @@ def triton_implementations(settings: TritonSettings) -> tuple[Implementation, ..
             speed=SPEED,
             refuses=refuses,
             build=partial(_build, place, settings),
+            graphs=True,
         )
         for op, place in BUILDERS.items()
     )

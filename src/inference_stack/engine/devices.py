@@ -1,0 +1,55 @@
+"""From the settings to the device, and to the ops that run on it."""
+
+from __future__ import annotations
+
+import torch
+
+from inference_stack.config.derive import on_gpu
+from inference_stack.config.tree import EngineConfig
+from inference_stack.core.errors import invalid
+from inference_stack.engine.accelerator import Accelerator, cuda_device
+from inference_stack.engine.device import CpuDevice
+from inference_stack.ops.facade import BoundOps
+from inference_stack.ops.registry import OPS, NoImplementation, build_ops, default_registry, gpu_registry
+from inference_stack.ops.triton.settings import TritonSettings
+from inference_stack.ops.workspace import Workspace
+
+AnyDevice = CpuDevice | Accelerator
+
+
+def open_device(engine: EngineConfig, threads: int) -> AnyDevice:
+    """The device that settled settings name. Raises `InferenceError` when it cannot be used."""
+    if not on_gpu(engine.device):
+        return CpuDevice(threads)
+    if not torch.cuda.is_available():
+        raise invalid(
+            f"device is {engine.device}, but torch {torch.__version__} finds no GPU it can use", param="engine.device"
+        )
+    index, count = int(engine.device.partition(":")[2] or 0), torch.cuda.device_count()
+    if index >= count:
+        raise invalid(f"device is {engine.device}, but there are {count} GPUs here", param="engine.device")
+    return cuda_device(index)
+
+
+def ops_for(engine: EngineConfig, device: AnyDevice, workspace: Workspace) -> BoundOps:
+    """The ops that settings ask for. Raises `InferenceError` for kernels that do not go with the device."""
+    try:
+        if engine.kernels == "torch":
+            return build_ops(workspace, prefer=dict.fromkeys(OPS, "reference"))
+        if engine.kernels == "triton" or (isinstance(device, Accelerator) and engine.kernels == "auto"):
+            return _gpu_ops(engine, workspace)
+        if isinstance(device, Accelerator):
+            raise invalid(f"kernels {engine.kernels!r} are for CPUs, not for {device.name}", param="engine.kernels")
+        wanted = "" if engine.kernels == "auto" else engine.kernels
+        return build_ops(workspace, registry=default_registry(device.threads, wanted))
+    except (ValueError, NoImplementation) as error:
+        raise invalid(f"{error}.", param="engine.kernels") from error
+
+
+def _gpu_ops(engine: EngineConfig, workspace: Workspace) -> BoundOps:
+    """Triton's ops in bf16; in fp32 on a CPU, where its interpreter cannot do otherwise."""
+    dtype = torch.bfloat16 if workspace.device.type == "cuda" else torch.float32
+    settings = TritonSettings(dtype=dtype, deterministic=engine.deterministic)
+    registry = gpu_registry(settings)
+    asked = {op: "triton" for op in registry.having("triton")} if engine.kernels == "triton" else None
+    return build_ops(workspace, registry=registry, prefer=asked)

@@ -1,0 +1,173 @@
+"""The few things that differ between a GPU's queue of work and a CPU that does everything at once.
+
+Streams       page-locked memory, points in the queue, recorded work
+CudaStreams   torch's current CUDA stream (ROCm's where torch is built for it)
+HostStreams   the same on a CPU: nothing overlaps, so that what is built on it can be tested without a card
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+Work = Callable[[], tuple[Tensor, ...]]
+"""Work for a device, and the tensors that hold its results."""
+
+
+class Point(Protocol):
+    """A point in the queue of work."""
+
+    def wait(self) -> None:
+        """Block the host until the device has passed it."""
+        ...
+
+    def since(self, earlier: Point) -> float | None:
+        """Seconds that the device took from `earlier` to here, both passed; None where it keeps no time."""
+        ...
+
+
+class Graph(Protocol):
+    """Work that was recorded once."""
+
+    def replay(self) -> None:
+        """Queue it again, over the same memory."""
+        ...
+
+
+class Streams(Protocol):
+    """A device's queue."""
+
+    device: torch.device
+
+    def isa(self) -> str:
+        """What compiled kernels depend on: architecture and libraries."""
+        ...
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes free and in all."""
+        ...
+
+    def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Host memory that the device copies from and to by itself."""
+        ...
+
+    def point(self) -> Point:
+        """Here, behind all that is queued."""
+        ...
+
+    def record(self, work: Work) -> tuple[Graph, tuple[Tensor, ...]]:
+        """Record what `work` queues; and the tensors that it returned, which every replay writes again."""
+        ...
+
+
+class CudaStreams:
+    """The current stream of a CUDA device, and one pool of memory that all its graphs share."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._pool: Any = None
+
+    def isa(self) -> str:
+        """Such as "sm_90 NVIDIA H200 cuda 13.0"."""
+        major, minor = torch.cuda.get_device_capability(self.device)
+        name = torch.cuda.get_device_name(self.device)
+        return f"sm_{major}{minor} {name} cuda {torch.version.cuda or torch.version.hip}"
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes that neither this process nor another one has, and all of the card."""
+        free, total = torch.cuda.mem_get_info(self.device)
+        cached = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return free + cached, total
+
+    def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Page-locked memory, from torch's cache of it."""
+        return torch.empty(shape, dtype=dtype, pin_memory=True)
+
+    def point(self) -> Point:
+        """A timed event."""
+        return CudaPoint(torch.cuda.current_stream(self.device))
+
+    def record(self, work: Work) -> tuple[Graph, tuple[Tensor, ...]]:
+        """A CUDA graph. Nothing of it runs yet."""
+        graph = torch.cuda.CUDAGraph()
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        with torch.cuda.graph(graph, pool=self._pool):
+            made = work()
+        return graph, made
+
+
+class CudaPoint:
+    """A CUDA event."""
+
+    __slots__ = ("_event",)
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self._event = torch.cuda.Event(enable_timing=True)
+        self._event.record(stream)
+
+    def wait(self) -> None:
+        """Block until the event has happened."""
+        self._event.synchronize()
+
+    def since(self, earlier: Point) -> float | None:
+        """Between the two events, as the device's clock has it."""
+        assert isinstance(earlier, CudaPoint)
+        return float(earlier._event.elapsed_time(self._event)) / 1000
+
+
+class HostStreams:
+    """A queue that is always empty. `free` bytes are all it admits to having."""
+
+    def __init__(self, free: int) -> None:
+        self.device = torch.device("cpu")
+        self._free = free
+
+    def isa(self) -> str:
+        """What torch's kernels choose their code by."""
+        return f"{platform.machine()}-{torch.backends.cpu.get_cpu_capability()}"
+
+    def memory(self) -> tuple[int, int]:
+        """As it was given."""
+        return self._free, self._free
+
+    def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Ordinary memory."""
+        return torch.empty(shape, dtype=dtype)
+
+    def point(self) -> Point:
+        """Passed already."""
+        return HostPoint()
+
+    def record(self, work: Work) -> tuple[Graph, tuple[Tensor, ...]]:
+        """The work itself, done once."""
+        made = work()
+        return HostGraph(work, made), made
+
+
+class HostPoint:
+    """A point that was passed when it was made."""
+
+    def wait(self) -> None:
+        """Nothing to wait for."""
+
+    def since(self, earlier: Point) -> float | None:
+        """Unknown: the host's clock tells."""
+        return None
+
+
+class HostGraph:
+    """Recorded work on a CPU: done again at every replay, and its results put where the first ones lie."""
+
+    def __init__(self, work: Work, made: tuple[Tensor, ...]) -> None:
+        self._work = work
+        self._made = made
+
+    def replay(self) -> None:
+        """Do the work."""
+        for place, result in zip(self._made, self._work(), strict=True):
+            place.copy_(result)

@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from inference_stack.artifacts.files import ModelFiles
+from inference_stack.artifacts.resolve import resolve
 from inference_stack.core.errors import InferenceError
+from inference_stack.frontend.load import load_frontend
 from inference_stack.models.api import LoadedModel
 from inference_stack.models.config import HF_ARCHITECTURES, ModelConfig, config_from_hf
+from inference_stack.models.loader import load_model
 from inference_stack.models.random_weights import load_random
 from inference_stack.ops.api import Linear, Quantised
 from inference_stack.ops.reference.quantised import dequantise
@@ -164,3 +168,52 @@ def parameters(raw: dict[str, int]) -> int:
 def test_shapes_have_as_many_parameters_as_is_published(name: str, billions: float) -> None:
     raw = json.loads((SHAPES / f"{name}.json").read_text())
     assert parameters(raw) / 1e9 == pytest.approx(billions, rel=2e-3)
+
+
+def weightless(root: Path, **changes: object) -> ModelFiles:
+    raw = tiny.make("llama").config.to_dict() | {"architectures": ["LlamaForCausalLM"]} | changes
+    (root / "config.json").write_text(json.dumps(raw))
+    return resolve(str(root), root, load_format="random")
+
+
+@pytest.mark.parametrize(("named", "dtype"), [("float16", torch.float16), (None, torch.bfloat16)])
+def test_a_directory_of_a_configuration_is_a_model(tmp_path: Path, named: str | None, dtype: torch.dtype) -> None:
+    loaded = load_model(weightless(tmp_path, torch_dtype=None, dtype=named), max_positions=40)
+    assert isinstance(loaded.linears[0].weight, torch.Tensor)
+    assert loaded.linears[0].weight.dtype == dtype
+    assert loaded.model.max_positions == 40
+    assert loaded.quantisation.endswith("from random")
+
+
+def test_weights_that_are_there_are_left_alone(tmp_path: Path) -> None:
+    tiny.save(tiny.make("llama"), tmp_path)
+    files = resolve(str(tmp_path), tmp_path, load_format="random")
+    assert files.total_bytes == 0
+    assert load_model(files).quantisation == "fp32 from random"
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [({"quantization_config": {"quant_method": "awq"}}, "take quantization_config out"), ({"dtype": "int8"}, "'int8'")],
+)
+def test_a_configuration_that_weights_cannot_be_drawn_for_is_refused(
+    tmp_path: Path, changes: dict[str, object], told: str
+) -> None:
+    with pytest.raises(InferenceError, match=told):
+        load_model(weightless(tmp_path, **changes))
+
+
+def test_random_weights_need_a_configuration(tmp_path: Path) -> None:
+    with pytest.raises(InferenceError, match=r"directory with a config\.json"):
+        resolve(str(tmp_path), tmp_path, load_format="random")
+
+
+def test_a_directory_without_weights_says_how_to_draw_them(tmp_path: Path) -> None:
+    weightless(tmp_path)
+    with pytest.raises(InferenceError, match=r"engine\.load_format random"):
+        resolve(str(tmp_path), tmp_path)
+
+
+def test_a_model_without_a_tokenizer_says_that_it_needs_one(tmp_path: Path) -> None:
+    with pytest.raises(InferenceError, match="a served model needs a tokenizer"):
+        load_frontend(weightless(tmp_path))

@@ -31,7 +31,8 @@ class ModelFiles:
 
     `kind` names the container of the weights and of everything beside them: a GGUF file holds its configuration,
     tokenizer and chat template itself, a safetensors directory has them as JSON files. `name` is what the model is
-    called unless told otherwise, `root` the directory of the files, `weights` the container files in order.
+    called unless told otherwise, `root` the directory of the files, `weights` the container files in order; there are none where
+    weights shall be drawn at random.
     """
 
     kind: Literal["gguf", "safetensors"]

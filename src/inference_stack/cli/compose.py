@@ -22,7 +22,7 @@ from inference_stack.artifacts.files import ModelFiles
 from inference_stack.cli.admin_server import admin_server
 from inference_stack.cli.http import GatewayServer
 from inference_stack.cli.ledger import print_ledger
-from inference_stack.cli.models import fetch, placed
+from inference_stack.cli.models import fetch_served, placed
 from inference_stack.config.tree import Config
 from inference_stack.core.errors import ErrorInfo, invalid, unavailable
 from inference_stack.core.fleet import NodeState
@@ -172,7 +172,7 @@ async def serve(config: Config, console: Console, worker: Spawned) -> None:
     clock = SystemClock()
     started = process_start(clock, os.getpid())
     log = set_up_logs(config.log.level, config.log.json, sys.stderr)
-    files = fetch([entry.model for entry in config.models], config.cache_dir)
+    files = fetch_served(config)
     with listen(config) as sock:
         stack = Stack(config, files, clock, log, worker)
         url = f"http://{config.server.host}:{sock.getsockname()[1]}"

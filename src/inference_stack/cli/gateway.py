@@ -26,7 +26,7 @@ from inference_stack.cli.admin_server import admin_server
 from inference_stack.cli.compose import dispatch_limits, listen
 from inference_stack.cli.external import Externals
 from inference_stack.cli.http import GatewayServer
-from inference_stack.cli.models import fetch, placed
+from inference_stack.cli.models import fetch_served, placed
 from inference_stack.cli.processes import Children
 from inference_stack.cli.siblings import Siblings
 from inference_stack.cluster.discovery import Discovery, sources
@@ -168,7 +168,7 @@ def serve_gateway(config: Config) -> None:
         hint = "no nodes are named; for example: --gateway-nodes 127.0.0.1:7000"
         raise invalid(hint, param="gateway.nodes", code="invalid_config")
     console = Console(stderr=True)
-    files = fetch([entry.model for entry in config.models], config.cache_dir)
+    files = fetch_served(config)
     secret = resume_secret(config.gateway.resume_key)
     with listen(config) as sock:
         host, port = sock.getsockname()[:2]

@@ -21,9 +21,9 @@ log = logging.getLogger(__name__)
 Entries = tuple[ModelEntry, ...]
 
 
-def _found(model: str, name: str, cache_dir: str) -> ModelEntry:
+def _found(model: str, name: str, cache_dir: str, load_format: str) -> ModelEntry:
     """The model at its place on disk, fetched if need be. Raises `InferenceError`."""
-    files = resolve(model, cache_folder(cache_dir))
+    files = resolve(model, cache_folder(cache_dir), load_format=load_format)
     return ModelEntry(model=str(files.weights[0] if files.kind == "gguf" else files.root), name=name or files.name)
 
 
@@ -35,7 +35,7 @@ class ModelChanges:
 
     def __init__(self, config: Config, slots: Sequence[Slot], evacuate: Callable[[Slot, str], None]) -> None:
         self._entries: Entries = config.models
-        self._cache_dir = config.cache_dir
+        self._cache_dir, self._load_format = config.cache_dir, config.engine.load_format
         self._slots = slots
         self._evacuate = evacuate
         self._changing = asyncio.Lock()
@@ -44,7 +44,7 @@ class ModelChanges:
         """Serve this model too; one that is served under the same name is replaced."""
         async with self._changing:
             try:
-                entry = await asyncio.to_thread(_found, model, name, self._cache_dir)
+                entry = await asyncio.to_thread(_found, model, name, self._cache_dir, self._load_format)
             except InferenceError as error:
                 self._refuse(f"cannot load {model}: {error.info.message}")
                 return

@@ -26,6 +26,7 @@ from inference_stack.models.fusing import Part, read_dense
 from inference_stack.models.gguf_config import config_from_gguf
 from inference_stack.models.gguf_source import GgufSource
 from inference_stack.models.placing import Placer
+from inference_stack.models.random_weights import load_random
 from inference_stack.models.registry import ARCHITECTURES
 from inference_stack.models.safetensors_source import SafetensorsSource
 from inference_stack.models.schemes import read_scheme
@@ -33,6 +34,7 @@ from inference_stack.models.stored import DTYPE_NAMES, Source
 from inference_stack.models.weights import Prepare, Weights
 
 NOT_WEIGHTS = ("rope_freqs.weight",)
+NAMED_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def load_model(
@@ -52,10 +54,14 @@ def load_model(
     the loader's threads, several at a time, and computes on the device's current stream of those threads; on return all of it
     has been done. `placer` takes the place of the device's own; it is closed here.
 
+    Weights of a model without weight files are drawn at random.
+
     Raises `unsupported_model` naming what cannot be honoured: an architecture, an option, a layout, a tensor, a device.
     """
     if dtype not in (None, *DTYPE_NAMES):
         raise unsupported_model(f"Parameters cannot be kept as {dtype}.")
+    if not files.weights:
+        return _drawn(files, dtype, device, max_positions, prepare)
     with (
         closing(placer or placer_for(device)) as place,
         ThreadPoolExecutor(1, "revision") as aside,
@@ -79,6 +85,19 @@ def load_model(
         eos_tokens=config.eos_tokens,
         linears=tuple(weights.linears),
     )
+
+
+def _drawn(
+    files: ModelFiles, dtype: torch.dtype | None, device: torch.device | str, positions: int, prepare: Prepare | None
+) -> LoadedModel:
+    """A model without weight files, its weights drawn in the type that its config.json names."""
+    config, raw = read_config(files), files.json("config.json") or {}
+    if raw.get("quantization_config"):
+        raise unsupported_model("Random weights are not quantised: take quantization_config out of config.json.")
+    named = str(raw.get("dtype") or raw.get("torch_dtype") or "bfloat16")
+    if (stored := NAMED_DTYPES.get(named)) is None:
+        raise unsupported_model(f"Weights of type {named!r} cannot be drawn; use {', '.join(NAMED_DTYPES)}.")
+    return load_random(config, dtype or stored, device, max_positions=positions, prepare=prepare)
 
 
 def read_config(files: ModelFiles) -> ModelConfig:

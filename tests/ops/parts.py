@@ -102,11 +102,17 @@ class Paged:
         )  # fmt: skip
         return step, torch.cat([sequence.qkv_TX[start:stop] for sequence, start, stop in parts])
 
-    def run(self, ops: BoundOps, parts: Sequence[tuple[PagedRequest, int, int]], softcap: float = 0.0) -> list[Tensor]:
+    def run(
+        self,
+        ops: BoundOps,
+        parts: Sequence[tuple[PagedRequest, int, int]],
+        softcap: float = 0.0,
+        sinks_H: Tensor | None = None,
+    ) -> list[Tensor]:
         """Stores and attends one step; outputs per part."""
         step, qkv_TX = self.step(parts)
         q_THE = ops.rope_store(qkv_TX, self.heads, self.kv, step)
-        out = ops.attend(q_THE, self.kv, step, self.heads.head_dim**-0.5, softcap)
+        out = ops.attend(q_THE, self.kv, step, self.heads.head_dim**-0.5, softcap, sinks_H)
         return [part.clone() for part in out.split([stop - start for _, start, stop in parts])]
 
 

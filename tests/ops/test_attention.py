@@ -42,7 +42,14 @@ def stored(x: Tensor, dtype: torch.dtype) -> Tensor:
     return (x / scale).round().clamp(-127, 127) * scale
 
 
-def oracle(qkv: Tensor, heads: HeadSpec, window: int | None, dtype: torch.dtype, softcap: float = 0.0) -> Tensor:
+def oracle(
+    qkv: Tensor,
+    heads: HeadSpec,
+    window: int | None,
+    dtype: torch.dtype,
+    softcap: float = 0.0,
+    sinks_H: Tensor | None = None,
+) -> Tensor:
     """Plain attention over a whole sequence, float64."""
     tokens = qkv.shape[0]
     x = qkv.double().view(tokens, -1, heads.head_dim)
@@ -56,7 +63,11 @@ def oracle(qkv: Tensor, heads: HeadSpec, window: int | None, dtype: torch.dtype,
         scores = softcap * (scores / softcap).tanh()
     distance = torch.arange(tokens)[:, None] - torch.arange(tokens)
     hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
-    return torch.einsum("hqk,khe->qhe", scores.masked_fill(hidden, -torch.inf).softmax(-1), v).reshape(tokens, -1)
+    scores = scores.masked_fill(hidden, -torch.inf)
+    if sinks_H is not None:
+        scores = torch.cat([scores, sinks_H.double()[:, None, None].expand(-1, tokens, 1)], -1)
+    shares = scores.softmax(-1)[..., :tokens]
+    return torch.einsum("hqk,khe->qhe", shares, v).reshape(tokens, -1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8])
@@ -73,6 +84,18 @@ def test_prefill_matches_float64(
     for sequence, o in zip(sequences, got, strict=True):
         expected = oracle(sequence.qkv_TX, heads, window, dtype)
         torch.testing.assert_close(o.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("window", [None, 40])
+def test_sinks_take_their_share(ops: BoundOps, window: int | None) -> None:
+    heads = heads_of(6, 2)
+    page = Paged(heads, window=window, granules=1)
+    sinks_H = torch.tensor([-100.0, -2.0, 0.0, 3.0, 40.0, 200.0])
+    sequences = [page.sequence(projection(heads, tokens, tokens)) for tokens in (1, 300, 17)]
+    got = page.run(ops, [(sequence, 0, sequence.qkv_TX.shape[0]) for sequence in sequences], sinks_H=sinks_H)
+    for sequence, o in zip(sequences, got, strict=True):
+        expected = oracle(sequence.qkv_TX, heads, window, torch.float32, sinks_H=sinks_H)
+        torch.testing.assert_close(o.double(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_softcap_bounds_the_scores(ops: BoundOps) -> None:

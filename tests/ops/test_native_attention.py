@@ -186,6 +186,18 @@ def test_rows_of_queries_may_lie_apart() -> None:
     assert torch.equal(ops.attend(wide[:, :4], page.kv, step, 0.25), expected)
 
 
+def test_sinks_cannot_be_recorded() -> None:
+    page = Paged(heads_of(4, 2, 16), granules=1)
+    [sequence] = requests(page, (5,))
+    ops = make_ops(kernels=FASTEST)
+    assert ops.recorder is not None
+    with (
+        ops.recorder.record(8, 8),
+        pytest.raises(RuntimeError, match="attention sinks cannot be recorded"),
+    ):
+        page.run(ops, [(sequence, 0, 5)], sinks_H=torch.zeros(4))
+
+
 def test_an_impossible_head_dimension_is_refused() -> None:
     module = extension()
     assert not isinstance(module, str)

@@ -309,12 +309,21 @@ class Ops(Protocol):
         """
         ...
 
-    def attend(self, q_THE: Tensor, kv: KvLayer, step: StepInputs, scale: float, softcap: float = 0.0) -> Tensor:
+    def attend(
+        self,
+        q_THE: Tensor,
+        kv: KvLayer,
+        step: StepInputs,
+        scale: float,
+        softcap: float = 0.0,
+        sinks_H: Tensor | None = None,
+    ) -> Tensor:
         """Causal attention of every query over its row's KV (blocks of `step.tables[kv.group]`), within `kv.window` if set.
 
         One path for prefill, chunk, decode and verify; keys are reduced in fixed tiles at absolute positions. A query at
-        position p with window w sees positions p-w+1 … p. With a `softcap` c, a score s becomes c tanh(s / c). Memory that no
-        query may see is never allowed to matter, even NaN.
+        position p with window w sees positions p-w+1 … p. With a `softcap` c, a score s becomes c tanh(s / c). `sinks_H`
+        fp32 is one more score of every query of a head, which takes its share of the softmax and has no value
+        (arXiv:2309.17453). Memory that no query may see is never allowed to matter, even NaN.
         Returns o [T, H·E].
         """
         ...

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from inference_stack.ops.api import HeadSpec, KvLayer, StepInputs
 from inference_stack.ops.cpu.native import Native, address
+from inference_stack.ops.reference.attention import Attention
 from inference_stack.ops.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ class CpuAttention:
     def __init__(self, native: Native, workspace: Workspace) -> None:
         self._native = native
         self._workspace = workspace
+        self._torch: Attention | None = None
 
     def rope_store(self, qkv_TX: Tensor, heads: HeadSpec, kv: KvLayer, step: StepInputs) -> Tensor:
         """q_THE rotated; k and v are in the arena. Raises ValueError for a head dimension that is odd or above 1024."""
@@ -40,8 +42,18 @@ class CpuAttention:
         )
         return q_THE
 
-    def attend(self, q_THE: Tensor, kv: KvLayer, step: StepInputs, scale: float, softcap: float = 0.0) -> Tensor:
-        """o [T, H·E] fp32."""
+    def attend(
+        self,
+        q_THE: Tensor,
+        kv: KvLayer,
+        step: StepInputs,
+        scale: float,
+        softcap: float = 0.0,
+        sinks_H: Tensor | None = None,
+    ) -> Tensor:
+        """o [T, H·E] fp32. With sinks torch's ops compute it: raises RuntimeError while a step is recorded."""
+        if sinks_H is not None:
+            return self._with_sinks(q_THE, kv, step, scale, softcap, sinks_H)
         tokens, q_heads, head_dim = q_THE.shape
         out_TX = self._workspace.take((tokens, q_heads * head_dim), torch.float32)
         view, entry_RB = self._view(kv), step.tables[kv.group].entry_RB
@@ -54,6 +66,15 @@ class CpuAttention:
             rows=step.context_R.shape[0],
         )
         return out_TX
+
+    def _with_sinks(
+        self, q_THE: Tensor, kv: KvLayer, step: StepInputs, scale: float, softcap: float, sinks_H: Tensor
+    ) -> Tensor:
+        if self._native.recording:
+            raise RuntimeError("steps with attention sinks cannot be recorded; set engine.recorded_steps to false")
+        if self._torch is None:
+            self._torch = Attention(self._workspace)
+        return self._torch(q_THE, kv, step, scale, softcap, sinks_H)
 
     def _view(self, kv: KvLayer) -> _native.KvView:
         view: _native.KvView = self._native.module.KvView(

@@ -4,9 +4,9 @@ For query i of a row and key tile t (128 keys at absolute positions, in ascendin
     m_t = max(s, -1e30)   p_t = exp(s - m_t)   l_t = sum p_t   o_t = p_t v
 and over the tiles, with m = max m_t and c_t = exp(m_t - m): o = (sum c_t o_t) / (sum c_t l_t), summed in ascending order.
 A tile that a query does not see at all has c_t l_t = 0 exactly, so skipping it changes nothing. (FlashAttention's online softmax,
-arXiv:2205.14135, in its split form.) With a softcap c, a score s becomes c tanh(s / c) before the mask. Products run on query
-tiles of heights seen to give equal bits; keys and values that no query sees are zeroed before use, so the memory behind them may
-hold anything.
+arXiv:2205.14135, in its split form.) With a softcap c, a score s becomes c tanh(s / c) before the mask. A sink z joins m, and adds
+exp(z - m) to the sum of c_t l_t. Products run on query tiles of heights seen to give equal bits; keys and values that no query
+sees are zeroed before use, so the memory behind them may hold anything.
 """
 
 from __future__ import annotations
@@ -39,7 +39,15 @@ class Attention:
         self._gathered = torch.empty(0, dtype=torch.uint8, device=workspace.device)
         self._runs: dict[tuple[int, int], tuple[int, ...]] = {}
 
-    def __call__(self, q_THE: Tensor, kv: KvLayer, step: StepInputs, scale: float, softcap: float = 0.0) -> Tensor:
+    def __call__(
+        self,
+        q_THE: Tensor,
+        kv: KvLayer,
+        step: StepInputs,
+        scale: float,
+        softcap: float = 0.0,
+        sinks_H: Tensor | None = None,
+    ) -> Tensor:
         """o [T, H·E] fp32."""
         tokens, q_heads, head_dim = q_THE.shape
         share = q_heads // kv.kv_heads
@@ -49,11 +57,13 @@ class Attention:
         key = ("plan", kv.group, kv.window, kv.granule_bytes, kv.kv_heads, head_dim, kv.dtype, share)
         runs = self._query_runs(head_dim, share)
         for batch in self._cache.get(step, key, lambda: plan(step, kv, runs, share)):
-            rows = self._attend(q_THE, kv, batch, scale, softcap)
+            rows = self._attend(q_THE, kv, batch, scale, softcap, sinks_H)
             out_THE.index_copy_(0, batch.token_N, rows)
         return out_THE
 
-    def _attend(self, q_THE: Tensor, kv: KvLayer, batch: Batch, scale: float, softcap: float) -> Tensor:
+    def _attend(
+        self, q_THE: Tensor, kv: KvLayer, batch: Batch, scale: float, softcap: float, sinks_H: Tensor | None
+    ) -> Tensor:
         """One batch: finished rows [N, H·E]."""
         groups, width = kv.kv_heads, kv.head_dim
         q_IGME, share = _query_tiles(q_THE, batch, groups, scale)
@@ -69,7 +79,8 @@ class Attention:
         p_XMK = s_XMK.sub_(m_XM1).exp_()
         l_XM1 = p_XMK.sum(-1, keepdim=True)
         o_XME = torch.bmm(p_XMK, values)
-        o_IGME = _combine(o_XME, l_XM1, m_XM1, batch.counts, groups).view(items, groups, height, width)
+        sinks_IM1 = None if sinks_H is None else _sink_tiles(sinks_H, batch, groups, height)
+        o_IGME = _combine(o_XME, l_XM1, m_XM1, batch.counts, groups, sinks_IM1).view(items, groups, height, width)
         o_IGQSE = o_IGME[:, :, : batch.queries * share].unflatten(2, (batch.queries, share))
         rows = o_IGQSE.permute(0, 2, 1, 3, 4).reshape(items * batch.queries, -1)
         return rows if rows.shape[0] == batch.place_N.shape[0] else rows.index_select(0, batch.place_N)
@@ -118,21 +129,35 @@ def _query_tiles(q_THE: Tensor, batch: Batch, groups: int, scale: float) -> tupl
     return (pad(q, (0, 0, 0, missing)) if missing else q), share
 
 
-def _combine(o_XME: Tensor, l_XM1: Tensor, m_XM1: Tensor, counts: tuple[int, ...], groups: int) -> Tensor:
+def _sink_tiles(sinks_H: Tensor, batch: Batch, groups: int, height: int) -> Tensor:
+    """Each query tile's sinks, fp32 [I·G, M, 1]; rows beyond queries * share have none."""
+    share = sinks_H.shape[0] // groups
+    sinks_GM = sinks_H.float().view(groups, 1, share).expand(-1, batch.queries, -1).reshape(groups, -1)
+    sinks_GM = pad(sinks_GM, (0, height - batch.queries * share), value=NEVER)
+    return sinks_GM.repeat(batch.counts[0], 1).unsqueeze(-1)
+
+
+def _combine(
+    o_XME: Tensor, l_XM1: Tensor, m_XM1: Tensor, counts: tuple[int, ...], groups: int, sinks_IM1: Tensor | None
+) -> Tensor:
     """Joins each item's tiles in ascending order: [I·G, M, E]."""
     sizes = [count * groups for count in counts]
-    if len(sizes) == 1:
+    if len(sizes) == 1 and sinks_IM1 is None:
         return o_XME.div_(l_XM1)
     m_tiles, l_tiles, o_tiles = m_XM1.split(sizes), l_XM1.split(sizes), o_XME.split(sizes)
     top = m_tiles[0].clone()
     for m, size in zip(m_tiles[1:], sizes[1:], strict=True):
         torch.maximum(top[:size], m, out=top[:size])
+    if sinks_IM1 is not None:
+        torch.maximum(top, sinks_IM1, out=top)
     share = (m_tiles[0] - top).exp_()
     o_sum, l_sum = o_tiles[0].mul_(share), l_tiles[0].mul_(share)
     for m, weight, o, size in zip(m_tiles[1:], l_tiles[1:], o_tiles[1:], sizes[1:], strict=True):
         share = (m - top[:size]).exp_()
         l_sum[:size].add_(weight.mul_(share))
         o_sum[:size].add_(o.mul_(share))
+    if sinks_IM1 is not None:
+        l_sum.add_((sinks_IM1 - top).exp_())
     return o_sum.div_(l_sum)
 
 

@@ -9,7 +9,8 @@ END = (-1).to_bytes(8, "big", signed=True)
 
 
 class Listener:
-    """Subscribes, and asks for what it missed. `held` is (group, hash) of every cached block."""
+    """Subscribes, and asks for what it missed. `held` is (group, hash) of every cached block; `heard` the number of the last batch
+    that came by subscription, `next` that of the first one not known yet."""
 
     def __init__(self, endpoint: str, replay: str, topic: str = "") -> None:
         self._context = zmq.Context()
@@ -21,6 +22,7 @@ class Listener:
         self.parents: dict[bytes, bytes | None] = {}
         self.tokens: dict[bytes, list[int]] = {}
         self.topics: set[str] = set()
+        self.heard = -1
         self.next = 0
         self.replayed = 0
 
@@ -31,6 +33,7 @@ class Listener:
         topic, number, data = self._sub.recv_multipart()
         sequence = int.from_bytes(number, "big")
         self.topics.add(topic.decode())
+        self.heard = sequence
         if sequence > self.next:
             self.catch_up()
         if sequence == self.next:

@@ -9,6 +9,7 @@ import signal
 import statistics
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ FAILURES = (RuntimeError, OSError, ValueError)
 
 SLOW = ("--preset", "cpu", "--preset-model", "smollm2-135m", "--max-running", "350", "--max-batch-tokens", "384")
 """A step of 350 rows takes half a second: six such nodes pace 2,000 streams at two tokens a second each, once all have begun."""
+
+KV_MEMORY = "1GiB"
+"""So little that the prefix cache is full, and its index as large as it gets, after a few hundred requests."""
 
 ENVIRONMENTS = tuple(system.environment for system in SYSTEMS.values() if system.environment)
 
@@ -73,6 +77,9 @@ def _add_single(commands: Any) -> None:
             one.add_argument("--ramp", type=float, default=20.0, help="seconds over which the streams begin")
         if name == "slope":
             one.add_argument("--concurrency", type=int, default=64)
+            one.add_argument(
+                "--kv-memory", default=KV_MEMORY, help="of the engine: what fills up is full before memory is compared"
+            )
 
 
 Save = Callable[[str, Any], None]
@@ -154,7 +161,8 @@ def single(lab: Lab, asked: argparse.Namespace) -> dict[str, Any]:
         case "streams":
             slow = asked.slow_engine.split()
             return measure.streams(lab, asked.system, slow, asked.count, asked.tokens, asked.ramp)
-    return measure.slope(lab, asked.system, asked.count, asked.concurrency, asked.tokens)
+    site = replace(lab.site, engine=(*lab.site.engine, "--kv-memory", asked.kv_memory))
+    return measure.slope(replace(lab, site=site), asked.system, asked.count, asked.concurrency, asked.tokens)
 
 
 def install(home: Path) -> int:

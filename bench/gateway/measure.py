@@ -175,14 +175,15 @@ def fit(samples: Sequence[tuple[float, float]]) -> dict[str, float]:
 
 
 def slope(lab: Lab, name: str, requests: int, concurrency: int, tokens: int) -> dict[str, Any]:
-    """Memory of every role over many requests. The fit leaves out the first tenth, in which caches fill."""
+    """Memory of every role, and of all together, over many requests. The fit leaves out the first tenth, in which caches fill."""
     with running(name, lab.site) as system:
         _warm(lab, system, 100.0)
         samples: list[tuple[float, dict[str, float]]] = []
 
         def sample(line: dict[str, float]) -> None:
             if not samples or line["ok"] - samples[-1][0] >= requests / 200:
-                samples.append((line["ok"], usage.pss_mb(system.processes)))
+                memory = usage.pss_mb(system.processes)
+                samples.append((line["ok"], memory | {"all": sum(memory.values())}))
 
         shot = Shot(
             port=system.port,

@@ -44,6 +44,16 @@ GEMMA = {
         "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
     },
 }
+MOE = {"num_experts_per_tok": 2, "moe_intermediate_size": 40, "num_experts": 6, "head_dim": 16}
+GPT_OSS = {
+    "head_dim": 16,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_local_experts": 5,
+    "num_experts_per_tok": 3,
+    "sliding_window": 20,
+    "rope_parameters": YARN | {"truncate": False, "rope_theta": 150000.0},
+}
 MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -63,6 +73,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-biased": ("Qwen3", {"head_dim": 16, "attention_bias": True}),
     "gemma3": ("Gemma3", GEMMA | {"sliding_window_pattern": 3}),
     "gemma3-mixed": ("Gemma3", GEMMA | {"layer_types": MIXED, "num_key_value_heads": 1}),
+    "mixtral": ("Mixtral", {"num_local_experts": 5}),
+    "mixtral-window": ("Mixtral", {"num_local_experts": 3, "sliding_window": 20, "head_dim": 16}),
+    "qwen3-moe": ("Qwen3Moe", MOE | {"norm_topk_prob": True}),
+    "qwen3-moe-mixed": ("Qwen3Moe", MOE | {"decoder_sparse_step": 2, "tie_word_embeddings": True}),
+    "qwen3-moe-named": ("Qwen3Moe", MOE | {"mlp_only_layers": [1], "attention_bias": True}),
+    "gpt-oss": ("GptOss", GPT_OSS),
+    "gpt-oss-full": ("GptOss", GPT_OSS | {"layer_types": ["full_attention"] * 3, "swiglu_limit": 1.0}),
 }
 
 

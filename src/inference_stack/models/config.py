@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from inference_stack.core.errors import unsupported_model
+from inference_stack.models.refusals import REASONS
 
 if TYPE_CHECKING:  # ops import torch, which reading a configuration does not need
     from inference_stack.ops.api import Activation
@@ -22,9 +23,11 @@ RopeKind = Literal["default", "linear", "llama3", "yarn"]
 MAX_SIZE = 1 << 31
 MAX_LAYERS = 1 << 12
 MAX_POSITIONS = 1 << 24
+MAX_EXPERTS = 256
 """Bounds on what a configuration can make this program allocate before the first tensor contradicts it."""
 
 ROPE_KINDS = ("default", "linear", "llama3", "yarn")
+WINDOWS: dict[str, int | None] = {"mixtral": None, "gpt_oss": 128}
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
@@ -37,7 +40,13 @@ HF_ARCHITECTURES = {
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
     "Gemma3ForCausalLM": "gemma3",
+    "MixtralForCausalLM": "mixtral",
+    "Qwen3MoeForCausalLM": "qwen3_moe",
+    "GptOssForCausalLM": "gpt_oss",
 }
+THETAS = {"mixtral": 1e6, "gpt_oss": 150000.0}
+GPT_OSS_ROPE = {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096, "truncate": False}
+"""What is meant where a file says nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +71,21 @@ class RopeConfig:
     mscale_all_dim: float = 0.0
     truncate: bool = True
     divisors: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertsConfig:
+    """The experts of every layer but `dense_layers`: `count` MLPs of inner `width`, of which a token goes through `chosen`.
+
+    `normalised`: the weights of those chosen sum to 1. `clamp` is (alpha, limit) of gates of gpt-oss's kind.
+    """
+
+    count: int
+    chosen: int
+    width: int
+    normalised: bool = True
+    dense_layers: tuple[int, ...] = ()
+    clamp: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +115,7 @@ class ModelConfig:
     attention_bias: bool = False
     mlp_bias: bool = False
     eos_tokens: tuple[int, ...] = ()
+    experts: ExpertsConfig | None = None
 
     @property
     def layers(self) -> int:
@@ -105,7 +130,7 @@ def config_from_hf(raw: Raw, generation: Raw | None = None) -> ModelConfig:
     architecture = _architecture(raw)
     _refuse(raw)
     hidden, heads = positive(raw, "hidden_size"), positive(raw, "num_attention_heads")
-    head_dim = positive(raw, "head_dim", 256 if architecture == "gemma3" else hidden // heads)
+    head_dim = positive(raw, "head_dim", {"gemma3": 256, "gpt_oss": 64}.get(architecture, hidden // heads))
     positions = positive(raw, "max_position_embeddings", at_most=MAX_POSITIONS)
     rope, window_rope = _ropes(raw, architecture, positions)
     scale_base = number(raw, "query_pre_attn_scalar", 256.0) if architecture == "gemma3" else float(head_dim)
@@ -125,9 +150,10 @@ def config_from_hf(raw: Raw, generation: Raw | None = None) -> ModelConfig:
         attention_scale=scale_base**-0.5,
         activation=_activation(raw, architecture),
         tied=bool(raw.get("tie_word_embeddings", architecture == "gemma3")),
-        attention_bias=bool(raw.get("attention_bias", False)),
+        attention_bias=bool(raw.get("attention_bias", architecture == "gpt_oss")),
         mlp_bias=bool(raw.get("mlp_bias", False)),
         eos_tokens=_eos(generation) or _eos(raw),
+        experts=_experts(raw, architecture),
     )
     check(config)
     return config
@@ -200,6 +226,8 @@ def _architecture(raw: Raw) -> str:
     for name in names:
         if name in HF_ARCHITECTURES:
             return HF_ARCHITECTURES[name]
+        if name in REASONS:
+            raise unsupported_model(f"Architecture not supported: {name} has {REASONS[name]}.")
     given = ", ".join(map(str, names)) or f"none named (model_type {raw.get('model_type')!r})"
     raise unsupported_model(f"Architecture not supported: {given}. Supported: {', '.join(HF_ARCHITECTURES)}.")
 
@@ -221,6 +249,41 @@ def _activation(raw: Raw, architecture: str) -> Activation:
     return ACTIVATIONS[name]
 
 
+def _experts(raw: Raw, architecture: str) -> ExpertsConfig | None:
+    """The experts of an architecture that has some, with the defaults that Hugging Face's configurations have."""
+    if architecture not in ("mixtral", "qwen3_moe", "gpt_oss"):
+        return None
+    qwen = architecture == "qwen3_moe"
+    key = "num_experts" if raw.get("num_experts") is not None else "num_local_experts"
+    count = positive(raw, key, at_most=MAX_EXPERTS)
+    found = ExpertsConfig(
+        count=count,
+        chosen=positive(raw, "num_experts_per_tok", at_most=count),
+        width=positive(raw, "moe_intermediate_size" if qwen else "intermediate_size"),
+        normalised=bool(raw.get("norm_topk_prob", False)) if qwen else True,
+        dense_layers=_dense_layers(raw) if qwen else (),
+        clamp=_clamp(raw) if architecture == "gpt_oss" else None,
+    )
+    if found.clamp and _activation(raw, architecture) != "silu":
+        raise unsupported_model(f"gpt-oss with the activation {raw['hidden_act']!r} is not supported.")
+    return found
+
+
+def _clamp(raw: Raw) -> tuple[float, float]:
+    alpha, limit = number(raw, "swiglu_alpha", 1.702), number(raw, "swiglu_limit", 7.0)
+    if limit <= 0:
+        raise unsupported_model(f"A swiglu_limit of {limit} makes no sense.")
+    return alpha, limit
+
+
+def _dense_layers(raw: Raw) -> tuple[int, ...]:
+    layers, step = positive(raw, "num_hidden_layers", at_most=MAX_LAYERS), positive(raw, "decoder_sparse_step", 1)
+    named = raw.get("mlp_only_layers") or []
+    if not isinstance(named, list) or not all(isinstance(layer, int) for layer in named):
+        raise unsupported_model(f"mlp_only_layers {named!r} is no list of layers.")
+    return tuple(layer for layer in range(layers) if layer in named or (layer + 1) % step)
+
+
 def _eos(raw: Raw | None) -> tuple[int, ...]:
     value = (raw or {}).get("eos_token_id")
     if value is None:
@@ -234,11 +297,12 @@ def _windows(raw: Raw, architecture: str) -> tuple[int | None, ...]:
     layers = positive(raw, "num_hidden_layers", at_most=MAX_LAYERS)
     if architecture == "llama":
         return (None,) * layers
-    window = integer(raw, "sliding_window", 4096) if raw.get("sliding_window", 4096) is not None else None
-    if architecture == "mistral":
-        return (window,) * layers
-    if architecture in ("qwen2", "qwen3") and not raw.get("use_sliding_window", False):
+    given = raw.get("sliding_window", WINDOWS.get(architecture, 4096))
+    window = None if given is None else integer({"sliding_window": given}, "sliding_window")
+    if architecture in ("qwen2", "qwen3", "qwen3_moe") and not raw.get("use_sliding_window", False):
         return (None,) * layers
+    if architecture in ("mistral", "mixtral", "qwen3_moe"):
+        return (window,) * layers
     return tuple(window if windowed else None for windowed in _windowed(raw, architecture, layers))
 
 
@@ -248,6 +312,8 @@ def _windowed(raw: Raw, architecture: str, layers: int) -> list[bool]:
         if len(kinds) != layers or not set(kinds) <= {"sliding_attention", "full_attention"}:
             raise unsupported_model(f"layer_types {kinds!r} do not describe {layers} sliding or full attention layers.")
         return [kind == "sliding_attention" for kind in kinds]
+    if architecture == "gpt_oss":
+        return [layer % 2 == 0 for layer in range(layers)]
     if architecture == "gemma3":
         pattern = positive(raw, "sliding_window_pattern", 6)
         return [(layer + 1) % pattern != 0 for layer in range(layers)]
@@ -258,8 +324,11 @@ def _windowed(raw: Raw, architecture: str, layers: int) -> list[bool]:
 def _ropes(raw: Raw, architecture: str, positions: int) -> tuple[RopeConfig, RopeConfig | None]:
     """Rope of full and of windowed layers. Old files have rope_theta and rope_scaling, new ones rope_parameters."""
     given, scaling = mapping(raw, "rope_parameters"), mapping(raw, "rope_scaling")
+    if architecture == "gpt_oss" and not given and not scaling:
+        given = dict(GPT_OSS_ROPE)
     if architecture != "gemma3":
-        return rope_from_hf(given | scaling, number(raw, "rope_theta", 10000.0), positions), None
+        theta = number(raw, "rope_theta", THETAS.get(architecture, 10000.0))
+        return rope_from_hf(given | scaling, theta, positions), None
     full, local = mapping(given, "full_attention") | scaling, mapping(given, "sliding_attention")
     return (
         rope_from_hf(full, number(raw, "rope_theta", 1e6), positions),

@@ -77,6 +77,14 @@ def make(source: Source, plan: Plan, placer: Placer = HOST) -> Tensor | Quantise
     return _dense(source, plan, placer) if plan.form is None else _quantised(source, plan, plan.form, placer)
 
 
+def tensors_of(weight: Tensor | Quantised) -> list[Tensor]:
+    """What a weight consists of."""
+    if isinstance(weight, Tensor):
+        return [weight]
+    parts = (weight.codes, weight.scale_NG, weight.zero_NG, weight.order_K)
+    return [part for part in parts if part is not None]
+
+
 def read_dense(source: Source, part: Part, out: Tensor, placer: Placer = HOST) -> None:
     """Fill `out`, of the placer's device, with a part's numbers, whatever it is stored as."""
     form = part.layout.form

@@ -5,6 +5,7 @@ Each part holds its weights and says in a line or two what it computes, calling 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -27,10 +28,11 @@ class Attention:
     out: Linear
     heads: HeadSpec
     scale: float
+    sinks_H: Tensor | None = None
 
     def __call__(self, ops: Ops, x_TD: Tensor, kv: KvLayer, step: StepInputs) -> Tensor:
         q_THE = ops.rope_store(ops.linear(x_TD, self.qkv), self.heads, kv, step)
-        return ops.linear(ops.attend(q_THE, kv, step, self.scale), self.out)
+        return ops.linear(ops.attend(q_THE, kv, step, self.scale, sinks_H=self.sinks_H), self.out)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +45,10 @@ class GatedMlp:
 
     def __call__(self, ops: Ops, x_TD: Tensor) -> Tensor:
         return ops.linear(ops.act_mul(ops.linear(x_TD, self.gate_up), self.activation), self.down)
+
+
+Mlp = Callable[[Ops, Tensor], Tensor]
+"""What stands between a layer's second norm and its residual."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from inference_stack.core.kv_spec import KvGroupSpec
 from inference_stack.models import layers
 from inference_stack.models.config import ModelConfig
-from inference_stack.models.layers import Attention, GatedMlp
+from inference_stack.models.layers import Attention, Mlp
 from inference_stack.models.weights import Weights
 from inference_stack.ops.api import Ops, Rope, StepInputs
 
@@ -27,7 +27,7 @@ class Block:
     input_norm_D: Tensor
     attention: Attention
     mlp_norm_D: Tensor
-    mlp: GatedMlp
+    mlp: Mlp
 
 
 class Llama:
@@ -39,23 +39,27 @@ class Llama:
         self.max_positions = max_positions
         self.table = layers.read_table(weights, config)
         ropes = layers.read_ropes(config, max_positions, weights.device)
-        self.blocks = tuple(self._block(weights, f"model.layers.{i}", rope) for i, rope in enumerate(ropes))
+        self.blocks = tuple(self._block(weights, layer, rope) for layer, rope in enumerate(ropes))
         self.norm_D = weights.tensor("model.norm.weight", config.hidden_size)
         self.head = layers.read_head(weights, config, self.table)
 
-    def _block(self, weights: Weights, prefix: str, rope: Rope) -> Block:
-        width = self.config.hidden_size
+    def _block(self, weights: Weights, layer: int, rope: Rope) -> Block:
+        prefix, width = f"model.layers.{layer}", self.config.hidden_size
         return Block(
             input_norm_D=weights.tensor(f"{prefix}.input_layernorm.weight", width),
             attention=self.attention(weights, prefix, rope),
             mlp_norm_D=weights.tensor(f"{prefix}.post_attention_layernorm.weight", width),
-            mlp=layers.read_mlp(weights, prefix, self.config),
+            mlp=self.mlp(weights, prefix, layer),
         )
 
     def attention(self, weights: Weights, prefix: str, rope: Rope) -> Attention:
         """The attention of one layer. Relatives of Llama differ here."""
         bias = self.config.attention_bias
         return layers.read_attention(weights, prefix, self.config, rope, qkv_bias=bias, out_bias=bias)
+
+    def mlp(self, weights: Weights, prefix: str, layer: int) -> Mlp:
+        """The MLP of one layer. Relatives with experts differ here."""
+        return layers.read_mlp(weights, prefix, self.config)
 
     def kv_groups(self, dtype: str) -> tuple[KvGroupSpec, ...]:
         """The KV groups: layers with and without an attention window."""

@@ -50,11 +50,9 @@ def load_model(
     """The model in `files`, on `device`, its matrices in the form that the files have: group-quantised, fp32, fp16 or bf16.
 
     `dtype` converts dense matrices; `dequantise` makes quantised ones dense fp32. `max_positions` shortens the rotary tables
-    (0: as long as the model's context). `prepare` is called once for every projection and table when it has been read, from
-    the loader's threads, several at a time, and computes on the device's current stream of those threads; on return all of it
-    has been done. `placer` takes the place of the device's own; it is closed here.
-
-    Weights of a model without weight files are drawn at random.
+    (0: as long as the model's context). `prepare` is called once for every projection, table and layer's experts when it has
+    been read, from the loader's threads, several at a time, and computes on the device's current stream of those threads; on
+    return all of it has been done. `placer` takes the place of the device's own; it is closed here.
 
     Raises `unsupported_model` naming what cannot be honoured: an architecture, an option, a layout, a tensor, a device.
     """
@@ -84,6 +82,7 @@ def load_model(
         weight_bytes=weights.nbytes,
         eos_tokens=config.eos_tokens,
         linears=tuple(weights.linears),
+        experts=tuple(weights.mixtures),
     )
 
 

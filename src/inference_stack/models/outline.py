@@ -12,7 +12,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from inference_stack.core.errors import unsupported_model
 from inference_stack.models.config import ModelConfig
+from inference_stack.models.fusing import Part
 from inference_stack.models.registry import ARCHITECTURES
 from inference_stack.models.weights import Weights
 from inference_stack.ops.api import Linear
@@ -35,6 +37,7 @@ class Outline:
     names: list[str] = field(default_factory=list)
     linears: list[Projection | None] = field(default_factory=list)
     norm_offset: float = 0.0
+    device: torch.device = torch.device("cpu")
 
     @property
     def quantisable(self) -> dict[str, int]:
@@ -63,6 +66,14 @@ class Outline:
         self.names.append(name)
         self.linears.append(None)
         return Linear(weight=torch.empty(0), looked_up=True)
+
+    def has(self, name: str) -> bool:
+        """As `Weights.has`: no file is at hand."""
+        return False
+
+    def part(self, name: str, *shape: int) -> Part:
+        """Instead of `Weights.part`. Raises `unsupported_model`: experts are read and served, but not made or judged here."""
+        raise unsupported_model("Mixtures of experts cannot be quantised here; only models without experts can.")
 
     def dtype_of(self, name: str) -> torch.dtype:
         """As `Weights.dtype_of`."""

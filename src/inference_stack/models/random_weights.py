@@ -71,6 +71,7 @@ def load_random(
         weight_bytes=weights.nbytes,
         eos_tokens=config.eos_tokens,
         linears=tuple(weights.linears),
+        experts=tuple(weights.mixtures),
     )
 
 

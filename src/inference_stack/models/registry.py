@@ -12,9 +12,12 @@ from inference_stack.models.api import Model
 from inference_stack.models.config import HF_ARCHITECTURES, ModelConfig
 from inference_stack.models.gemma3 import Gemma3
 from inference_stack.models.gguf_config import GGUF_ARCHITECTURES
+from inference_stack.models.gpt_oss import GptOss
 from inference_stack.models.llama import Llama
+from inference_stack.models.mixtral import Mixtral
 from inference_stack.models.qwen2 import Qwen2
 from inference_stack.models.qwen3 import Qwen3
+from inference_stack.models.qwen3_moe import Qwen3Moe
 from inference_stack.models.weights import Weights
 
 ARCHITECTURES: dict[str, Callable[[ModelConfig, Weights, int], Model]] = {
@@ -23,6 +26,9 @@ ARCHITECTURES: dict[str, Callable[[ModelConfig, Weights, int], Model]] = {
     "qwen2": Qwen2,
     "qwen3": Qwen3,
     "gemma3": Gemma3,
+    "mixtral": Mixtral,
+    "qwen3_moe": Qwen3Moe,
+    "gpt_oss": GptOss,
 }
 
 

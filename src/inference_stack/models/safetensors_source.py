@@ -2,6 +2,7 @@
 
     awq, gptq             module.{qweight, qzeros, scales, g_idx}
     compressed-tensors    module.{weight_packed or weight, weight_scale, weight_zero_point, weight_g_idx, weight_shape}
+    mxfp4                 bytes under names of their own: {module}_blocks, {module}_scales
 
 Knows which tensors belong together; their bits are the business of `artifacts.packed`.
 """
@@ -35,6 +36,7 @@ PARTS = {
     "awq": ("qweight", "qzeros", "scales"),
     "gptq": ("qweight", "qzeros", "scales", "g_idx"),
     "compressed-tensors": ("weight_packed", "weight_scale", "weight_zero_point", "weight_g_idx", "weight_shape"),
+    "mxfp4": (),
 }
 
 
@@ -65,6 +67,8 @@ class SafetensorsSource:
             label = self._scheme.method if self._scheme else ""
             return Layout(label=label, shape=matrix.shape, nbytes=nbytes, form=matrix.form, order_K=matrix.order_K)
         tensor = self._tensors.stored[name]
+        if self._is_fp4(name):
+            return Layout(label="mxfp4", shape=tensor.shape, nbytes=nbytes, dtype=torch.uint8)
         if (dtype := TORCH_DTYPES.get(tensor.dtype)) is None:
             raise unsupported_model(f"Tensor {name!r} has type {tensor.dtype}, but nothing says how to read it.")
         return Layout(label=DTYPE_NAMES[dtype], shape=tensor.shape, nbytes=nbytes, dtype=dtype)
@@ -72,11 +76,11 @@ class SafetensorsSource:
     def extent(self, name: str) -> Extent:
         """Dense tensors lie in their files as they are."""
         tensor = self._tensors.stored[name]
-        return Extent(tensor.path, tensor.offset, TORCH_DTYPES[tensor.dtype])
+        return Extent(tensor.path, tensor.offset, self._dtype(name))
 
     def read(self, name: str, out: Tensor) -> None:
         """Fill `out` with a dense tensor, converting to its type."""
-        array, dtype = self._tensors.array(name), TORCH_DTYPES[self._tensors.stored[name].dtype]
+        array, dtype = self._tensors.array(name), self._dtype(name)
         same = out if out.dtype == dtype and out.is_contiguous() else torch.empty(out.shape, dtype=dtype)
         same.view(-1).view(torch.uint8).numpy()[:] = array.reshape(-1).view(np.uint8)
         if same is not out:
@@ -88,6 +92,13 @@ class SafetensorsSource:
         self._matrices[name].read(out)
         for part in self._parts[name]:
             self._tensors.release(part)
+
+    def _is_fp4(self, name: str) -> bool:
+        fp4 = self._scheme is not None and self._scheme.method == "mxfp4" and name.endswith(("_blocks", "_scales"))
+        return fp4 and self._tensors.stored[name].dtype == "U8"
+
+    def _dtype(self, name: str) -> torch.dtype:
+        return torch.uint8 if self._is_fp4(name) else TORCH_DTYPES[self._tensors.stored[name].dtype]
 
     def _whole(self, name: str) -> str:
         """The tensor that this one is a part of; itself where it stands alone."""

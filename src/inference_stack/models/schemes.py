@@ -14,7 +14,7 @@ from inference_stack.artifacts.files import ModelFiles
 from inference_stack.core.errors import unsupported_model
 from inference_stack.models.config import Raw, integer, mapping
 
-Method = Literal["awq", "gptq", "compressed-tensors"]
+Method = Literal["awq", "gptq", "compressed-tensors", "mxfp4"]
 
 GPTQ_FORMATS = ("gptq", "gptq_v2")
 COMPRESSED_FORMATS = ("pack-quantized", "int-quantized", "naive-quantized")
@@ -56,9 +56,11 @@ def scheme_of(raw: Raw) -> Scheme:
         return _gptq(raw)
     if method == "compressed-tensors":
         return _compressed(raw)
+    if method == "mxfp4":
+        return Scheme("mxfp4")
     raise unsupported_model(
-        f"Checkpoints quantised with {method!r} are not supported; use an unquantised one, GGUF, AWQ, GPTQ or "
-        f"compressed-tensors."
+        f"Checkpoints quantised with {method!r} are not supported; use an unquantised one, GGUF, AWQ, GPTQ, "
+        f"compressed-tensors or MXFP4."
     )
 
 

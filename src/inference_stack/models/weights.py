@@ -20,19 +20,20 @@ from inference_stack.models import fusing
 from inference_stack.models.api import Progress
 from inference_stack.models.fusing import HOST, Part, Plan
 from inference_stack.models.placing import Placer
+from inference_stack.models.stacked import Stacks, Wanted
 from inference_stack.models.stored import Source
-from inference_stack.ops.api import Linear, Quantised
+from inference_stack.ops.api import Experts, Linear
 
 MAX_THREADS = 8
-Prepare = Callable[[Linear], None]
+Prepare = Callable[[Linear | Experts], None]
 
 
 class Weights:
     """A model's parameters, in the order the model asks. Values are there only after `finish`.
 
     Matrices keep the form they are stored in; `dtype` is for dense ones (None: as stored), `dense` asks for quantised ones in
-    fp32. Norms and biases are fp32. `prepare` is given every projection and table once, as soon as it is read, in the thread
-    that read it. All of them are in the memory of `device`, the placer's.
+    fp32. Norms and biases are fp32. `prepare` is given every projection, table and layer's experts once, as soon as it is read,
+    in the thread that read it. All of them are in the memory of `device`, the placer's.
     """
 
     def __init__(
@@ -46,8 +47,11 @@ class Weights:
     ) -> None:
         self.norm_offset = 0.0 if source.norms_hold_one else 1.0
         self.linears: list[Linear] = []
+        self.mixtures: list[Experts] = []
+        self._stacks: list[Stacks] = []
         self.device = placer.device
         self._dtype, self._dense, self._prepare = dtype, dense, prepare
+        self._wanted = Wanted(dtype, dense)
         self._source, self._placer = source, placer
         self._small: list[Tensor] = []
         self._plans: list[Plan] = []
@@ -80,6 +84,21 @@ class Weights:
         """An embedding table [rows, width], which may serve as a projection too."""
         return self._submit(Linear(weight=torch.empty(0), looked_up=True), [self._part(name, (rows, width))], [None])
 
+    def has(self, name: str) -> bool:
+        """Whether there is such a tensor."""
+        return self._source.layout(name) is not None
+
+    def part(self, name: str, *shape: int) -> Part:
+        """A tensor of this shape that `experts` is going to read."""
+        return self._part(name, shape)
+
+    def experts(self, experts: Experts, stacks: Stacks) -> Experts:
+        """A layer's experts, whose weights and biases are to be filled."""
+        self.mixtures.append(experts)
+        self._stacks.append(stacks)
+        self._queue(stacks.parts, self._read_experts, experts, stacks)
+        return experts
+
     def dtype_of(self, name: str) -> torch.dtype:
         """The type in which a dense matrix is kept; fp32 for a quantised one."""
         layout = self._source.layout(name)
@@ -110,7 +129,10 @@ class Weights:
     def nbytes(self) -> int:
         """Bytes of all parameters, as they are now."""
         biases = [linear.bias_N for linear in self.linears if linear.bias_N is not None]
-        return sum(linear.weight.nbytes for linear in self.linears) + sum(t.nbytes for t in [*self._small, *biases])
+        stacked = sum(experts.nbytes for experts in self.mixtures)
+        return (
+            stacked + sum(linear.weight.nbytes for linear in self.linears) + sum(t.nbytes for t in self._small + biases)
+        )
 
     def describe(self) -> str:
         """The forms that matrices are executed in and what they were: quantised ones first, then those of most bytes."""
@@ -120,6 +142,8 @@ class Weights:
             kind = plan.describe()
             sizes[plan.form is None, kind] += sum(part.layout.nbytes for part in plan.parts)
             spoilt[kind] += plan.spoilt and not self._dense
+        for side in (side for stacks in self._stacks for side in (stacks.gate_up, stacks.down)):
+            sizes[side.describe(self._wanted)] += sum(part.layout.nbytes for part in side.parts)
         ranked = sorted(sizes, key=lambda key: (key[0], -sizes[key], key[1]))
         return ", ".join(
             f"{kind} in {spoilt[kind]} of {len(self._plans)}" if spoilt[kind] else kind for _, kind in ranked
@@ -160,11 +184,16 @@ class Weights:
 
     def _read_linear(self, linear: Linear, plan: Plan, biases: Sequence[Part | None]) -> None:
         linear.weight = fusing.make(self._source, plan, self._placer)
-        self._placer.ready(*_tensors(linear.weight))
+        self._placer.ready(*fusing.tensors_of(linear.weight))
         if any(biases):
             linear.bias_N = self._bias([part.layout.shape[0] for part in plan.parts], biases)
         if self._prepare:
             self._prepare(linear)
+
+    def _read_experts(self, experts: Experts, stacks: Stacks) -> None:
+        stacks.fill(experts, self._source, self._placer, self._wanted)
+        if self._prepare:
+            self._prepare(experts)
 
     def _bias(self, sizes: Sequence[int], biases: Sequence[Part | None]) -> Tensor | None:
         """One bias of several; None where it would add nothing."""
@@ -174,13 +203,6 @@ class Weights:
                 fusing.read_dense(self._source, part, rows, self._placer)
         self._placer.ready(bias_N)
         return bias_N if bias_N.any() else None
-
-
-def _tensors(weight: Tensor | Quantised) -> list[Tensor]:
-    if isinstance(weight, Tensor):
-        return [weight]
-    parts = (weight.codes, weight.scale_NG, weight.zero_NG, weight.order_K)
-    return [part for part in parts if part is not None]
 
 
 def _some(names: list[str]) -> str:

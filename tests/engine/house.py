@@ -13,6 +13,7 @@ from inference_stack.core.request import Continuation, FinishReason, Request, Sa
 from inference_stack.core.seams import SystemClock
 from inference_stack.core.step import TokenDelta, TokenLogprob
 from inference_stack.engine.core import EngineCore
+from inference_stack.engine.devices import AnyDevice
 from inference_stack.engine.startup import Startup
 from inference_stack.telemetry.startup import Account
 from inference_stack.wire.messages import Ready
@@ -80,7 +81,7 @@ def save_tiny(family: str, path: Path, **changes: Any) -> Path:
     return path
 
 
-def engine(*models: Path, **settings: Any) -> Engine:
+def engine(*models: Path, device: AnyDevice | None = None, **settings: Any) -> Engine:
     """An engine serving these directories under their names; settings are the engine section's."""
     chosen: dict[str, Any] = {"max_running": 16, "max_batch_tokens": 64, "kv_memory": "4MiB"}
     config = Config(
@@ -89,7 +90,7 @@ def engine(*models: Path, **settings: Any) -> Engine:
         node=NodeConfig(threads=1),
     )
     clock = SystemClock()
-    return Engine(*Startup(config, clock, Account(clock, clock.now())).run())
+    return Engine(*Startup(config, clock, Account(clock, clock.now()), device).run())
 
 
 def request(

@@ -108,6 +108,8 @@ class Device(Protocol):
 
     name: str
     torch_device: Any
+    shares_memory: bool
+    """Whether its memory is the host's: then a tensor may be read and written as an array."""
 
     def total_bytes(self) -> int:
         """Memory of the device in bytes."""

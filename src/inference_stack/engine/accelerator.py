@@ -26,6 +26,8 @@ TURNS = 4
 class Accelerator:
     """One GPU."""
 
+    shares_memory = False
+
     def __init__(self, streams: Streams) -> None:
         self.streams = streams
         self.torch_device = streams.device

@@ -72,6 +72,8 @@ def _reclaimable() -> int:
 class CpuDevice:
     """A set of CPU cores and main memory."""
 
+    shares_memory = True
+
     def __init__(self, threads: int = 0) -> None:
         self.name = "cpu"
         self.threads = threads or usable_cores()

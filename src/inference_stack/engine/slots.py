@@ -53,7 +53,7 @@ class SlotTables:
         self._groups = groups
         blocks = -(-max_len // BLOCK_TOKENS)
         self.tokens = torch.zeros((slots, max_len + 1), dtype=torch.int64, device=device.torch_device)
-        self._host = self.tokens.numpy() if self.tokens.device.type == "cpu" else None
+        self._host = self.tokens.numpy() if device.shares_memory else None
         self.entries = [torch.zeros((slots, blocks), dtype=torch.int64, device=device.torch_device) for _ in groups]
         self.floats = {name: np.zeros(slots, dtype=np.float32) for name in FLOAT_PARAMS}
         self.top_k = np.zeros(slots, dtype=np.int64)

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
-from inference_stack.core.errors import InferenceError, invalid, model_not_found
+from inference_stack.core.errors import InferenceError, invalid, model_not_found, unavailable
 from inference_stack.core.request import FinishReason, Request
 from inference_stack.core.seams import Clock, InFlightStep, Runner
 from inference_stack.core.stats import InstanceStats
@@ -18,9 +19,23 @@ from inference_stack.scheduler.scheduler import Scheduler
 from inference_stack.telemetry.laps import Laps, NoLaps
 
 
+class Sleeps(Protocol):
+    """Weights that can leave the device and come back. Raises `InferenceError` when they cannot."""
+
+    asleep: bool
+
+    def sleep(self) -> int:
+        """Leave the device; the bytes that this gives back."""
+        ...
+
+    def wake(self) -> None:
+        """Come back."""
+        ...
+
+
 @dataclass(slots=True)
 class Instance:
-    """One served model: its scheduler, its runner, and the steps between them."""
+    """One served model: its scheduler, its runner, and the steps between them; and what lets it sleep, where it can."""
 
     name: str
     vocab_size: int
@@ -28,6 +43,27 @@ class Instance:
     runner: Runner
     in_flight: deque[InFlightStep] = field(default_factory=deque)
     schedule_seconds: float = 0.0
+    sleeper: Sleeps | None = None
+
+    @property
+    def asleep(self) -> bool:
+        """Whether its weights are off the device, so that it takes no requests."""
+        return self.sleeper is not None and self.sleeper.asleep
+
+    def sleep(self) -> int:
+        """Give the memory of its weights back; the bytes. Raises `InferenceError` while it works, or when it cannot sleep."""
+        if self.busy:
+            raise unavailable(f"The model {self.name} is working; it sleeps when nothing is left to do.")
+        return self._sleeper().sleep()
+
+    def wake(self) -> None:
+        """Serve again. Raises `InferenceError` when there is no room for its weights, or it cannot sleep at all."""
+        self._sleeper().wake()
+
+    def _sleeper(self) -> Sleeps:
+        if self.sleeper is None:
+            raise invalid(f"The model {self.name} cannot sleep: its weights are in main memory.", param="model")
+        return self.sleeper
 
     @property
     def busy(self) -> bool:
@@ -82,6 +118,8 @@ class EngineCore:
             instance = self._instances.get(request.model)
             if instance is None:
                 raise model_not_found(request.model)
+            if instance.asleep:
+                raise unavailable(f"The model {request.model} sleeps; it has to be woken first.")
             _check_content(request, instance)
             instance.scheduler.add(request, self._clock.now())
             self._owner[request.id] = instance

@@ -9,16 +9,14 @@ Knows weights as bytes. Whether requests are running is the caller's business.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor
 
-from inference_stack.config.sizes import format_size
-from inference_stack.core.errors import SERVER_ERROR, ErrorInfo, InferenceError
+from inference_stack.core.errors import SERVER_ERROR, ErrorInfo, InferenceError, invalid
 from inference_stack.engine.cuda_driver import CudaDriver, Driver, DriverError
 from inference_stack.engine.extent import ALIGNMENT, PIECE_BYTES, Extent
 from inference_stack.models.api import LoadedModel
@@ -101,9 +99,11 @@ class Sleeper:
         self._memory.settle()
         if not self._copies:
             self._copy_out()
-        freed = self._extent.unmap()
-        self.asleep = True
-        return freed
+        self.asleep = True  # whatever comes now: weights may be missing
+        try:
+            return self._extent.unmap()
+        except DriverError as error:
+            raise _failed("The memory of sleeping weights cannot be given back", self._memory.device, error) from error
 
     def wake(self) -> None:
         """Bring the weights back to where they were. Does nothing when they are awake.
@@ -113,8 +113,8 @@ class Sleeper:
         if not self.asleep:
             return
         try:
-            for copy in self._copies:
-                self._memory.copy(self._memory.tensor(*self._extent.map_next()), copy)
+            for copy in self._copies[len(self._extent.pieces()) :]:
+                self._memory.copy(self._memory.tensor(*self._piece()), copy)
             self._memory.settle()
         except (DriverError, RuntimeError) as error:
             self._memory.settle()  # before memory goes that a copy still writes
@@ -130,8 +130,19 @@ class Sleeper:
         self._copies.clear()
         self._extent.close()
 
+    def _piece(self) -> tuple[int, int]:
+        """Memory for the next piece; the device is asked again when torch has given back what it only keeps."""
+        try:
+            return self._extent.map_next()
+        except DriverError as error:
+            if not error.out_of_memory:
+                raise
+        self._memory.trim()
+        return self._extent.map_next()
+
     def _adopt(self, storages: list[_Storage]) -> None:
         """Move weights one after the other, so that they are never on the device twice."""
+        self._memory.settle()
         moved = 0
         for storage in storages:
             place = self._memory.tensor(self._extent.take(storage.nbytes), storage.nbytes)
@@ -157,6 +168,16 @@ class Sleeper:
         self._copies = copies
 
 
+def sleeper_for(loaded: LoadedModel, device: torch.device) -> Sleeper:
+    """What lets this model sleep. Raises `InferenceError` where its device cannot do that, and as `Sleeper`."""
+    if device.type != "cuda":
+        raise invalid(f"Weights on {device} cannot sleep; those on an NVIDIA GPU can.", param="engine.device")
+    try:
+        return Sleeper(loaded, CudaMemory(device))
+    except (OSError, AttributeError) as error:
+        raise invalid(f"Weights on {device} cannot sleep: NVIDIA's driver is needed ({error}).") from error
+
+
 class CudaMemory:
     """A `Memory`: one CUDA device, its copies on a stream of their own."""
 
@@ -174,7 +195,8 @@ class CudaMemory:
 
     def pinned(self, nbytes: int) -> Tensor:
         """See `Memory`."""
-        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+        with torch.cuda.device(self.device):
+            return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
 
     def copy(self, out: Tensor, source: Tensor) -> None:
         """See `Memory`."""
@@ -187,7 +209,8 @@ class CudaMemory:
 
     def trim(self) -> None:
         """See `Memory`."""
-        torch.cuda.empty_cache()
+        with torch.cuda.device(self.device):
+            torch.cuda.empty_cache()
 
 
 class _Bytes:
@@ -202,7 +225,9 @@ def _storages(tensors: Iterable[Tensor], device: torch.device) -> list[_Storage]
     for tensor in tensors:
         memory = tensor.untyped_storage()
         if tensor.device == device and memory.nbytes():
-            found.setdefault(memory.data_ptr(), _Storage(memory.nbytes(), [])).tensors.append(tensor)
+            storage = found.setdefault(memory.data_ptr(), _Storage(memory.nbytes(), []))
+            storage.tensors.insert(0 if memory.nbytes() > storage.nbytes else len(storage.tensors), tensor)
+            storage.nbytes = max(storage.nbytes, memory.nbytes())
     return list(found.values())
 
 

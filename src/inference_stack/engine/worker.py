@@ -181,7 +181,7 @@ def starting(engine: str) -> Callable[[Config, Clock, Account], Starting]:
 
 def serve(channel: Channel, clock: Clock, account: Account, engine: str) -> None:
     """A worker's life: hello, libraries, configuration, models, then the loop."""
-    channel.send(Hello(wire_version=WIRE_VERSION, pid=os.getpid(), device="cpu"))
+    channel.send(Hello(wire_version=WIRE_VERSION, pid=os.getpid()))
     worker: list[Worker] = []
     threading.Thread(target=_beat, args=(channel, worker), daemon=True).start()
     from inference_stack.config.tree import from_plain

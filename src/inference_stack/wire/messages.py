@@ -52,7 +52,6 @@ class Hello:
 
     wire_version: int
     pid: int
-    device: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -64,7 +64,7 @@ class Paged:
     def __post_init__(self) -> None:
         spec = KvGroupSpec(
             name="kv", layers=(0,), kv_heads=self.heads.kv_heads, head_dim=self.heads.head_dim,
-            dtype=str(self.dtype).removeprefix("torch."),
+            dtype=str(self.dtype).removeprefix("torch.").removesuffix("_e4m3fn"),
         )  # fmt: skip
         unit = spec.unit_bytes
         assert unit % self.granules == 0

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from inference_stack.ops.api import HeadSpec
 from inference_stack.ops.facade import BoundOps
-from tests.ops.parts import Paged, rope_table
+from tests.ops.parts import Paged, make_ops, rope_table
 
 ROPE = rope_table(1024, 16)
 
@@ -84,6 +84,18 @@ def test_prefill_matches_float64(
     for sequence, o in zip(sequences, got, strict=True):
         expected = oracle(sequence.qkv_TX, heads, window, dtype)
         torch.testing.assert_close(o.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_kv_in_fp8_saturates() -> None:
+    heads = heads_of(4, 2)
+    page = Paged(heads, dtype=torch.float8_e4m3fn, granules=4)
+    sequence = page.sequence(projection(heads, 40))
+    sequence.qkv_TX[:, -1] = 1e6
+    [got] = page.run(make_ops(), [(sequence, 0, 40)])
+    qkv = sequence.qkv_TX.clone()
+    qkv[:, -1] = 448.0
+    torch.testing.assert_close(got.double(), oracle(qkv, heads, None, torch.float8_e4m3fn), rtol=0.1, atol=0.3)
+    torch.testing.assert_close(got[:, -1], torch.full((40,), 448.0))
 
 
 @pytest.mark.parametrize("window", [None, 40])

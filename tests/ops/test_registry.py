@@ -8,11 +8,11 @@ from torch import Tensor
 
 from inference_stack.ops.api import HeadSpec, Linear, StepInputs
 from inference_stack.ops.facade import BoundOps
-from inference_stack.ops.implementation import Implementation
+from inference_stack.ops.implementation import TOKEN_ROWS, TRANSPOSED_KEYS, Implementation
 from inference_stack.ops.purity import TensorOperationOutsideOps, only_ops
 from inference_stack.ops.registry import OPS, NoImplementation, Registry, build_ops, reference_implementations
 from inference_stack.ops.workspace import Workspace, WorkspaceOverflow
-from tests.ops.parts import Paged, make_ops, rope_table
+from tests.ops.parts import Paged, make_ops, native_sets, rope_table
 
 
 def doubling(name: str, speed: int, refusal: str | None = None) -> Implementation:
@@ -48,6 +48,34 @@ def test_a_preference_wins_and_an_impossible_one_is_refused() -> None:
     assert ops.explain()["act_mul"].startswith("reference: preferred by configuration")
     with pytest.raises(KeyError, match="no such op: spin"):
         build_ops(workspace, prefer={"spin": "reference"})
+
+
+def reading(layout: str) -> Implementation:
+    return Implementation(
+        op="attend", name="quick", speed=5, refuses=lambda _: None, build=lambda _: lambda *_: None, kv_layout=layout
+    )
+
+
+def test_kv_is_read_in_the_layout_in_which_it_is_written() -> None:
+    workspace = Workspace(max_tokens=4, max_samples=4)
+    build_ops(workspace, registry=Registry((*reference_implementations(), reading(TRANSPOSED_KEYS))))
+    with pytest.raises(NoImplementation, match="rope_store as reference: transposed keys, attend as quick: token rows"):
+        build_ops(workspace, registry=Registry((*reference_implementations(), reading(TOKEN_ROWS))))
+
+
+def test_a_kv_dtype_that_an_op_does_not_know_is_refused() -> None:
+    assert make_ops().refuses_kv("float8") is None
+    registry = Registry((*reference_implementations(), reading(TRANSPOSED_KEYS)))
+    ops = build_ops(Workspace(max_tokens=4, max_samples=4), registry=registry)
+    assert ops.refuses_kv("float8") == "attend as quick stores no KV in float8; it knows none"
+
+
+@pytest.mark.parametrize("kernels", native_sets())
+def test_native_kernels_refuse_kv_in_fp8(kernels: str) -> None:
+    refusal = make_ops(kernels=kernels).refuses_kv("float8")
+    assert (
+        refusal == f"rope_store as native-{kernels} stores no KV in float8; it knows bfloat16, float16, float32, int8"
+    )
 
 
 class OneLayer:

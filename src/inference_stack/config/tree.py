@@ -110,9 +110,9 @@ class EngineConfig:
     )
     kv_dtype: str = knob(
         "auto",
-        "How KV is stored: float32, float16, bfloat16, or int8 with a scale for each token and head; auto is float16 on CPUs, "
-        "bfloat16 on GPUs.",
-        choices=("auto", "float32", "float16", "bfloat16", "int8"),
+        "How KV is stored: float32, float16, bfloat16, int8 with a scale for each token and head, or float8 (e4m3), for which GPUs "
+        "must be of compute capability 8.9 or more and CPUs have only torch's kernels; auto is float16 on CPUs, bfloat16 on GPUs.",
+        choices=("auto", "float32", "float16", "bfloat16", "int8", "float8"),
     )
     weights: str = knob(
         "native",

@@ -10,7 +10,7 @@ from typing import Final
 
 from inference_stack.core.request import BLOCK_TOKENS
 
-DTYPE_BYTES: Final = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
+DTYPE_BYTES: Final = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "float8": 1}
 SCALE_BYTES: Final = 2
 
 
@@ -18,8 +18,8 @@ SCALE_BYTES: Final = 2
 class KvGroupSpec:
     """One KV group of a model. `layers` are model layer indices in arena order; `window` is in tokens (None: full attention).
 
-    A unit holds, per KV head, keys `[head_dim][BLOCK_TOKENS]`, then values `[BLOCK_TOKENS][head_dim]`; int8 adds a scale (fp16)
-    for each token's key and one for its value.
+    A unit holds keys and values of `BLOCK_TOKENS` tokens for each KV head; in which order is the kernels' affair. int8 adds a scale
+    (fp16) for each token's key and one for its value. float8 is e4m3 without infinities (arXiv:2209.05433), and has no scales.
     """
 
     name: str

@@ -15,7 +15,13 @@ from inference_stack.core.seams import Device
 from inference_stack.kv.slabs import ArenaGeometry, GroupGeometry
 from inference_stack.ops.api import KvLayer
 
-TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
+TORCH_DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "int8": torch.int8,
+    "float8": torch.float8_e4m3fn,
+}
 
 
 class ArenaLease:

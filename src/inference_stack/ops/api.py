@@ -163,9 +163,10 @@ class KvLayer:
     """One layer's KV memory inside a device's arena, for one (model, group).
 
     The unit (K and V of one block) behind block-table entry e starts at byte `e * granule_bytes + offset_bytes` of `arena`
-    (uint8 [bytes]). For each KV head it holds keys [head_dim][16 tokens], transposed so that a vector of 16 scores needs no
-    shuffling, then values [16 tokens][head_dim], in `dtype`. With int8 follow the tokens' scales, fp16 [16] of the keys and
-    fp16 [16] of the values: value = code * scale. `unit_bytes` and `offset_bytes` are multiples of `granule_bytes`.
+    (uint8 [bytes]). For each KV head it holds keys and values of 16 tokens in `dtype`, with int8 also a scale fp16 of each token's
+    key and value: value = code * scale. How they lie there is agreed between the op that writes and the one that reads
+    (`Implementation.kv_layout`); other code only moves whole units. `unit_bytes` and `offset_bytes` are multiples of
+    `granule_bytes`.
     `group` selects the block table; `window` is in tokens (None: full).
     """
 

@@ -63,7 +63,7 @@ class Recorder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One op's implementation: the callable, its name, why it was chosen, what can record it, and `Implementation.numerics`."""
+    """One op's implementation: the callable, its name, why it was chosen, and what `Implementation` says of it."""
 
     run: Callable[..., Any]
     name: str
@@ -71,10 +71,13 @@ class Choice:
     recorder: Recorder | None = None
     numerics: str = ""
     graphs: bool = False
+    kv_dtypes: frozenset[str] = frozenset()
 
 
 STEP_OPS: Final = ("embed", "rmsnorm", "add_rmsnorm", "linear", "rope_store", "attend", "act_mul", "select")
 """What every model's step is made of."""
+KV_OPS: Final = ("rope_store", "attend")
+"""What writes KV memory and what reads it."""
 EXPERT_OPS: Final = ("experts",)
 """What a step of a mixture of experts has besides."""
 
@@ -189,6 +192,15 @@ class BoundOps:
     def graphs(self) -> bool:
         """Whether devices that record graphs can record steps made of these ops."""
         return all(self._choices[op].graphs for op in STEP_OPS)
+
+    def refuses_kv(self, dtype: str) -> str | None:
+        """Why KV cannot be stored in `dtype`, or None. Dtypes are named as in `KvGroupSpec`."""
+        for op in KV_OPS:
+            choice = self._choices[op]
+            if dtype not in choice.kv_dtypes:
+                able = ", ".join(sorted(choice.kv_dtypes)) or "none"
+                return f"{op} as {choice.name} stores no KV in {dtype}; it knows {able}"
+        return None
 
     def numerics(self, isa: str, without: Collection[str] = ()) -> dict[str, str]:
         """For each op but those `without`, the name of everything that decides its bits, on a machine called `isa`."""

@@ -5,15 +5,16 @@ Knows names, capabilities and preferences; it knows nothing of how an op works.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
 import torch
 
+from inference_stack.core.kv_spec import DTYPE_BYTES
 from inference_stack.ops.cpu.implementations import cpu_implementations
-from inference_stack.ops.facade import BoundOps, Choice
-from inference_stack.ops.implementation import Implementation
+from inference_stack.ops.facade import KV_OPS, BoundOps, Choice
+from inference_stack.ops.implementation import TRANSPOSED_KEYS, Implementation
 from inference_stack.ops.reference.activation import act_mul
 from inference_stack.ops.reference.attention import Attention
 from inference_stack.ops.reference.experts import GroupedExperts
@@ -104,7 +105,15 @@ def reference_implementations() -> tuple[Implementation, ...]:
         "score": lambda _: score,
     }
     return tuple(
-        Implementation(op=op, name="reference", speed=0, refuses=_runs_anywhere, build=build)
+        Implementation(
+            op=op,
+            name="reference",
+            speed=0,
+            refuses=_runs_anywhere,
+            build=build,
+            kv_layout=TRANSPOSED_KEYS if op in KV_OPS else "",
+            kv_dtypes=frozenset(DTYPE_BYTES if op in KV_OPS else ()),
+        )
         for op, build in builders.items()
     )
 
@@ -122,18 +131,31 @@ def gpu_registry(settings: TritonSettings) -> Registry:
 def build_ops(
     workspace: Workspace, *, registry: Registry | None = None, prefer: Mapping[str, str] | None = None
 ) -> BoundOps:
-    """Ops for the workspace's device. `prefer` maps ops to implementation names. Raises NoImplementation, or KeyError for an
-    op in `prefer` that does not exist."""
+    """Ops for the workspace's device. `prefer` maps ops to implementation names. Raises NoImplementation, also where the op that
+    writes KV and the one that reads it disagree about its layout, or KeyError for an op in `prefer` that does not exist."""
     registry = registry or default_registry()
     wanted = dict(prefer or {})
     unknown = set(wanted) - set(OPS)
     if unknown:
         raise KeyError(f"no such op: {', '.join(sorted(unknown))}")
-    choices = {}
-    for op in OPS:
-        implementation, reason = registry.choose(op, workspace.device, wanted.get(op))
-        run = implementation.build(workspace)
-        choices[op] = Choice(
-            run, implementation.name, reason, implementation.recorder, implementation.numerics, implementation.graphs
-        )
-    return BoundOps(choices, workspace)
+    chosen = {op: registry.choose(op, workspace.device, wanted.get(op)) for op in OPS}
+    _check_layouts([chosen[op][0] for op in KV_OPS])
+    return BoundOps({op: _choice(one, reason, workspace) for op, (one, reason) in chosen.items()}, workspace)
+
+
+def _choice(one: Implementation, reason: str, workspace: Workspace) -> Choice:
+    return Choice(
+        run=one.build(workspace),
+        name=one.name,
+        reason=reason,
+        recorder=one.recorder,
+        numerics=one.numerics,
+        graphs=one.graphs,
+        kv_dtypes=one.kv_dtypes,
+    )
+
+
+def _check_layouts(kv_ops: Sequence[Implementation]) -> None:
+    if len({one.kv_layout for one in kv_ops}) > 1:
+        layouts = ", ".join(f"{one.op} as {one.name}: {one.kv_layout or 'unknown'}" for one in kv_ops)
+        raise NoImplementation(f"KV memory would be written in one layout and read in another ({layouts})")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from inference_stack.ops.cpu import _native
 
 KV_FORMS: Final = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
+KV_DTYPES: Final = ("float32", "float16", "bfloat16", "int8")
 
 
 class CpuAttention:

@@ -7,13 +7,14 @@ from typing import Any, Final
 
 import torch
 
-from inference_stack.ops.cpu.attention import CpuAttention
+from inference_stack.ops.cpu.attention import KV_DTYPES, CpuAttention
 from inference_stack.ops.cpu.linear import CpuLinear
 from inference_stack.ops.cpu.native import Native, extension
 from inference_stack.ops.cpu.rows import CpuRows
 from inference_stack.ops.cpu.sampler import CpuSampler
 from inference_stack.ops.cpu.selfcheck import PORTABLE, choose
-from inference_stack.ops.implementation import Implementation
+from inference_stack.ops.facade import KV_OPS
+from inference_stack.ops.implementation import TRANSPOSED_KEYS, Implementation
 from inference_stack.ops.reference.experts import GroupedExperts
 from inference_stack.ops.workspace import Workspace
 
@@ -68,6 +69,8 @@ def _present(op: str, build: Build, native: Native, name: str, speed: int) -> Im
         build=lambda workspace: build(native, workspace),
         recorder=None if op in EAGER else native,
         numerics="" if op in EAGER else NUMERICS,
+        kv_layout=TRANSPOSED_KEYS if op in KV_OPS else "",
+        kv_dtypes=frozenset(KV_DTYPES if op in KV_OPS else ()),
     )
 
 

@@ -1,7 +1,8 @@
-"""What the KV memory stores of a number: fp32, bf16, fp16 that saturates, or int8 codes under one scale per token and head.
+"""What the KV memory stores of a number: fp32, bf16, fp16 or fp8 (e4m3) that saturate, or int8 codes under one scale per token
+and head.
 
 int8: scale = max|x| / 127 over the head's numbers, rounded to fp16; code = round(x / scale) to even, within ±127; value = code *
-scale. fp16, and int8's scales, saturate at ±65504. What is not a number stays so: in int8 its scale does.
+scale. fp16, and int8's scales, saturate at ±65504, fp8 at ±448. What is not a number stays so: in int8 its scale does.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 LARGEST_HALF: Final = 65504.0
+LARGEST_FP8: Final = 448.0
 CODES: Final = 127.0
 
 
@@ -19,6 +21,8 @@ def encode(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """fp32 [..., E] as stored: numbers [..., E] in `dtype`, and with int8 scales fp16 [..., 1]."""
     if dtype == torch.float16:
         return half(x), None
+    if dtype == torch.float8_e4m3fn:
+        return x.clamp(-LARGEST_FP8, LARGEST_FP8).to(dtype), None
     if dtype != torch.int8:
         return x.to(dtype), None
     scale = half(x.abs().amax(-1, keepdim=True) / CODES)

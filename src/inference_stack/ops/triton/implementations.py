@@ -10,7 +10,9 @@ from typing import Any, Final
 
 import torch
 
-from inference_stack.ops.implementation import Implementation
+from inference_stack.core.kv_spec import DTYPE_BYTES
+from inference_stack.ops.facade import KV_OPS
+from inference_stack.ops.implementation import TOKEN_ROWS, Implementation
 from inference_stack.ops.triton.settings import TritonSettings
 from inference_stack.ops.workspace import Workspace
 
@@ -32,6 +34,8 @@ def triton_implementations(settings: TritonSettings) -> tuple[Implementation, ..
             refuses=refuses,
             build=partial(_build, place, settings),
             graphs=True,
+            kv_layout=TOKEN_ROWS if op in KV_OPS else "",
+            kv_dtypes=frozenset(DTYPE_BYTES if op in KV_OPS else ()),
         )
         for op, place in BUILDERS.items()
     )

@@ -89,6 +89,9 @@ class Startup:
             device=self._device.torch_device,
         )
         ops = ops_for(self._engine, self._device, workspace)
+        refusal = ops.refuses_kv(self._engine.kv_dtype)
+        if refusal is not None:
+            raise invalid(f"{refusal}; set kernels to torch, or another kv_dtype", param="engine.kv_dtype")
         with account.stage("weights"):
             loaded = [self._load(entry, ops) for entry in self._config.models]
             self._device.settle()

@@ -175,15 +175,16 @@ def fit(samples: Sequence[tuple[float, float]]) -> dict[str, float]:
 
 
 def slope(lab: Lab, name: str, requests: int, concurrency: int, tokens: int) -> dict[str, Any]:
-    """Memory of every role, and of all together, over many requests. The fit leaves out the first tenth, in which caches fill."""
+    """Memory of every role, and of all together, over many requests. Fits leave out the first tenth, in which caches fill."""
     with running(name, lab.site) as system:
         _warm(lab, system, 100.0)
-        samples: list[tuple[float, dict[str, float]]] = []
+        pss: list[Sample] = []
+        private: list[Sample] = []
 
         def sample(line: dict[str, float]) -> None:
-            if not samples or line["ok"] - samples[-1][0] >= requests / 200:
-                memory = usage.pss_mb(system.processes)
-                samples.append((line["ok"], memory | {"all": sum(memory.values())}))
+            if not pss or line["ok"] - pss[-1][0] >= requests / 200:
+                pss.append((line["ok"], _whole(usage.pss_mb(system.processes))))
+                private.append((line["ok"], _whole(usage.private_mb(system.processes))))
 
         shot = Shot(
             port=system.port,
@@ -198,8 +199,28 @@ def slope(lab: Lab, name: str, requests: int, concurrency: int, tokens: int) -> 
         )
         found = shoot(system, shot, sample)
         lab.tell(_line(name, found))
-        late = [(done, memory) for done, memory in samples if done >= requests / 10]
-        if len(late) < 3:
-            raise RuntimeError("too few samples for a line: ask for more requests")
-        fits = {role: fit([(done, memory[role]) for done, memory in late]) for role in late[0][1]}
-        return {"requests": requests, "fit": fits, "samples": samples, **found, "commands": system.commands()}
+        fits = {"pss": _fits(pss, requests / 10), "private": _fits(private, requests / 10)}
+        return {
+            "requests": requests,
+            "fit": fits,
+            "pss_mb": pss,
+            "private_mb": private,
+            **found,
+            "commands": system.commands(),
+        }
+
+
+Sample = tuple[float, dict[str, float]]
+"""Requests so far, and MB by role."""
+
+
+def _whole(memory: dict[str, float]) -> dict[str, float]:
+    return memory | {"all": round(sum(memory.values()), 2)}
+
+
+def _fits(samples: Sequence[Sample], begin: float) -> dict[str, dict[str, float]]:
+    """A line for every role. Raises `RuntimeError` where there are too few samples for one."""
+    late = [(done, memory) for done, memory in samples if done >= begin]
+    if len(late) < 3:
+        raise RuntimeError("too few samples for a line: ask for more requests")
+    return {role: fit([(done, memory[role]) for done, memory in late]) for role in late[0][1]}

@@ -92,11 +92,20 @@ def _row(processes: int, seconds: float, busiest: float, wall: float, requests: 
 
 
 def pss_mb(processes: Mapping[str, Process]) -> dict[str, float]:
-    """Proportional set size by role, in MB (10⁶ bytes)."""
+    """Proportional set size by role, in MB (10⁶ bytes). Moves with whatever else on the machine shares libraries."""
+    return _memory_mb(processes, "pss")
+
+
+def private_mb(processes: Mapping[str, Process]) -> dict[str, float]:
+    """What no other process shares, by role, in MB."""
+    return _memory_mb(processes, "uss")
+
+
+def _memory_mb(processes: Mapping[str, Process], kind: str) -> dict[str, float]:
     found: dict[str, float] = {}
     for role, one in _each(processes):
         try:
-            found[role] = found.get(role, 0.0) + one.memory_full_info().pss / 1e6
+            found[role] = found.get(role, 0.0) + getattr(one.memory_full_info(), kind) / 1e6
         except psutil.Error:
             continue
     return {role: round(value, 2) for role, value in found.items()}

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from inference_stack.artifacts.resolve import resolve
+from inference_stack.artifacts.vocabulary import vocabulary_digest
 from inference_stack.config.tree import Config, EngineConfig, ModelEntry, NodeConfig
 from inference_stack.core.errors import InferenceError
 from inference_stack.core.request import FinishReason, Qos, Request
@@ -280,3 +281,9 @@ def test_it_starts_without_torch() -> None:
     code = "import inference_stack.engine.simulated_startup, inference_stack.engine.worker, sys; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_the_model_tells_its_vocabulary(model: Path) -> None:
+    clock = FakeClock()
+    (info,) = start(model, clock).ready.models
+    assert info.vocabulary == vocabulary_digest(resolve(str(model))) != ""

@@ -104,7 +104,9 @@ def test_a_client_that_leaves_leaves_nothing_to_the_collector() -> None:
         for stream in (True, False):
             body = json.dumps(chat_body(stream=stream)).encode()
             connection = socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=20)
-            head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+            head = (
+                f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+            )
             connection.sendall(f"{head}\r\n".encode() + body)
             server.wait(server.house.dispatch.holding)
             server.house.dispatch.holding.clear()

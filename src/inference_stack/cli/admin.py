@@ -49,7 +49,8 @@ def nodes(url: Url = DEFAULT_URL, token: Token = None) -> None:
         state = "draining" if node["draining"] else "ready" if node["ready"] else "not ready"
         workers, restarts = len(node["workers"]), sum(one["restarts"] for one in node["workers"])
         models = ", ".join(node["models"])
-        row = (node["node"], node["address"], node["error"] or state, models, workers, restarts, node["requests"])
+        trouble = node["error"] or "; ".join(node.get("refused", ()))  # which older gateways do not tell
+        row = (node["node"], node["address"], trouble or state, models, workers, restarts, node["requests"])
         table.add_row(*map(str, row))
     Console().print(table)
 

@@ -22,6 +22,7 @@ from rich.console import Console
 from starlette.applications import Starlette
 
 from inference_stack.artifacts.files import ModelFiles
+from inference_stack.artifacts.vocabulary import vocabulary_digest
 from inference_stack.cli.admin_server import admin_server
 from inference_stack.cli.compose import dispatch_limits, listen
 from inference_stack.cli.external import Externals
@@ -56,6 +57,11 @@ def tls_of(config: TlsConfig) -> Tls:
     return Tls(ca=config.ca, cert=config.cert, key=config.key, insecure=config.insecure)
 
 
+def own_vocabularies(config: Config, files: list[ModelFiles]) -> dict[str, str]:
+    """The digests of the words by which this gateway's models are called and spelt."""
+    return {entry.name: vocabulary_digest(one) for entry, one in zip(config.models, files, strict=True)}
+
+
 @dataclass(frozen=True)
 class Place:
     """Which of how many processes this is, and the folder where they meet; None for one alone."""
@@ -81,7 +87,8 @@ class GatewayProcess:
         self._metrics = Metrics()
         self._told = asyncio.Event()
         limits = dispatch_limits(config)
-        self._fleet = Fleet(name, limits, config.gateway.silence_seconds, self._clock, self._metrics, self._on_state)
+        silence, vocabularies = config.gateway.silence_seconds, own_vocabularies(self._config, files)
+        self._fleet = Fleet(name, limits, silence, self._clock, self._metrics, self._on_state, vocabularies)
         self._tls = tls_of(config.tls)
         self._external = Externals(self._config, files)
         answers = {"metrics": self._metrics.render, "requests": lambda: requests_json(self._fleet, self._clock)}

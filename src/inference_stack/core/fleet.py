@@ -11,7 +11,8 @@ from inference_stack.core.stats import Ledger, StepTimeModel
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """What a served model is, as its worker found it. `name` is what requests call it."""
+    """What a served model is, as its worker found it. `name` is what requests call it; `vocabulary` a digest of how its tokens are
+    spelt, empty where that is not known."""
 
     name: str
     architecture: str
@@ -23,6 +24,7 @@ class ModelInfo:
     kv_blocks: int
     max_running: int
     step_time: StepTimeModel = StepTimeModel()
+    vocabulary: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

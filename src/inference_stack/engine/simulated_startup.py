@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from inference_stack.artifacts.catalogue import cache_folder
 from inference_stack.artifacts.resolve import resolve
+from inference_stack.artifacts.vocabulary import vocabulary_digest
 from inference_stack.config.derive import settled
 from inference_stack.config.sizes import parse_size
 from inference_stack.config.tree import Config, ModelEntry
@@ -48,6 +49,7 @@ class Simulated:
     name: str
     config: ModelConfig
     words: Words
+    vocabulary: str
     dimensions: Architecture
     cost: RooflineCost
 
@@ -89,7 +91,7 @@ class SimulatedStartup:
         name, preset = entry.name or files.name, self._config.node.preset_model
         dimensions = preset_model(preset) if preset else own_dimensions(name, config)
         cost = RooflineCost(device, dimensions, WEIGHT_FORMATS[WEIGHTS], self._engine.kv_dtype)
-        return Simulated(name, config, words, dimensions, cost)
+        return Simulated(name, config, words, vocabulary_digest(files), dimensions, cost)
 
     def _geometry(self, models: Sequence[Simulated]) -> ArenaGeometry:
         """KV memory as it was asked for, or all that the device has beside the weights of all its models."""
@@ -124,6 +126,7 @@ class SimulatedStartup:
             kv_blocks=scheduler.stats().kv_blocks_total,
             max_running=rows,
             step_time=step_time,
+            vocabulary=model.vocabulary,
         )
         return Instance(model.name, info.vocab_size, scheduler, runner), info
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from inference_stack.artifacts.catalogue import cache_folder
 from inference_stack.artifacts.resolve import resolve
+from inference_stack.artifacts.vocabulary import vocabulary_digest
 from inference_stack.config.derive import settled
 from inference_stack.config.sizes import format_size
 from inference_stack.config.tree import Config, ModelEntry
@@ -43,12 +44,14 @@ SHORTEST_USEFUL = 4
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model with its weights, under the name that requests use. `longest` is in tokens, whatever memory there is."""
+    """A model with its weights, under the name that requests use. `longest` is in tokens, whatever memory there is; `vocabulary` is
+    the digest of its words."""
 
     name: str
     model: LoadedModel
     groups: tuple[KvGroupSpec, ...]
     longest: int
+    vocabulary: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +132,7 @@ class Startup:
             model=model,
             groups=model.model.kv_groups(self._engine.kv_dtype),
             longest=min(self._engine.max_model_len or context, context),
+            vocabulary=vocabulary_digest(files),
         )
 
     def _allocate(self, loaded: Sequence[Loaded]) -> Arena:
@@ -193,6 +197,7 @@ class Startup:
             kv_blocks=scheduler.stats().kv_blocks_total,
             max_running=self._engine.max_running,
             step_time=step_time,
+            vocabulary=loaded.vocabulary,
         )
         return Instance(loaded.name, info.vocab_size, scheduler, placed.runner), info
 

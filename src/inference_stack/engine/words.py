@@ -5,24 +5,20 @@ Made-up answers consist of them: every such token is readable text by itself, ne
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from inference_stack.artifacts.files import ModelFiles
 from inference_stack.artifacts.gguf import GgufFile
+from inference_stack.artifacts.vocabulary import WORD, hf_spellings
 from inference_stack.core.errors import unsupported_model
 from inference_stack.core.step import IntArray
 from inference_stack.models.config import ModelConfig, config_from_hf
 from inference_stack.models.gguf_config import config_from_gguf
 from inference_stack.simulator.tokens import FIRST_TOKEN, tokens_at
-
-_WORD = re.compile("[Ġ▁ ]?[A-Za-z]+")
-"""Letters, after a space as byte-level vocabularies spell it, or SentencePiece's, or none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,23 +48,11 @@ def describe(files: ModelFiles) -> tuple[ModelConfig, Words]:
     if raw is None or tokenizer is None:
         raise unsupported_model(f"{files.root} needs a config.json and a tokenizer.json.")
     config = config_from_hf(raw, files.json("generation_config.json"))
-    return config, _words(_hf_spellings(tokenizer, config.vocab_size), files)
-
-
-def _hf_spellings(tokenizer: dict[str, Any], vocab_size: int) -> Iterable[tuple[int, str]]:
-    """Ids and spellings in a tokenizer.json, but for added tokens: BPE and WordPiece map spellings, Unigram lists them."""
-    model = tokenizer.get("model")
-    listed = model.get("vocab") if isinstance(model, dict) else None
-    added = {entry["id"] for entry in tokenizer.get("added_tokens") or ()}
-    if isinstance(listed, dict):
-        pairs = [(token, spelling) for spelling, token in listed.items()]
-    else:
-        pairs = [(token, entry[0]) for token, entry in enumerate(listed or ())]
-    return ((token, spelling) for token, spelling in pairs if token not in added and token < vocab_size)
+    return config, _words((pair for pair in hf_spellings(tokenizer) if pair[0] < config.vocab_size), files)
 
 
 def _words(spellings: Iterable[tuple[int, str]], files: ModelFiles) -> Words:
-    found = sorted(token for token, spelling in spellings if _WORD.fullmatch(spelling))
+    found = sorted(token for token, spelling in spellings if WORD.fullmatch(spelling))
     if not found:
         raise unsupported_model(f"The vocabulary of {files.name} has no words to make answers of.")
     return Words(np.array(found, dtype=np.int32))

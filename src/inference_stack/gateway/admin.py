@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hmac
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -53,7 +53,8 @@ class WorkerView(msgspec.Struct):
 
 
 class NodeView(msgspec.Struct):
-    """A node in reach. `address` is how this gateway reaches it; `requests` are those that it has there."""
+    """A node in reach. `address` is how this gateway reaches it; `requests` are those that it has there; `refused` says why models
+    that it serves are not used."""
 
     node: str
     address: str
@@ -63,6 +64,7 @@ class NodeView(msgspec.Struct):
     workers: list[WorkerView]
     requests: int
     error: str | None
+    refused: list[str]
 
 
 class ModelView(msgspec.Struct):
@@ -123,7 +125,9 @@ class Admin:
     async def nodes(self, request: Request) -> Response:
         """The nodes in reach."""
         counts = Counter(view.node for view in await self._all_requests())
-        return json_response([_node(key, state, counts[key]) for key, state in self._fleet.keys().items()])
+        return json_response(
+            [_node(key, state, counts[key], self._fleet.refused(key)) for key, state in self._fleet.keys().items()]
+        )
 
     async def models(self, request: Request) -> Response:
         """What is served where."""
@@ -204,7 +208,7 @@ def _request(flight: Flight, now: float) -> RequestView:
     )
 
 
-def _node(key: str, state: NodeState, requests: int) -> NodeView:
+def _node(key: str, state: NodeState, requests: int, refused: Sequence[str]) -> NodeView:
     return NodeView(
         node=state.node,
         address=key,
@@ -214,6 +218,7 @@ def _node(key: str, state: NodeState, requests: int) -> NodeView:
         workers=[WorkerView(one.pid, one.device, one.state, one.restarts, one.reason) for one in state.workers],
         requests=requests,
         error=None if state.error is None else state.error.message,
+        refused=list(refused),
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from inference_stack.core.errors import ErrorInfo
 from inference_stack.core.fleet import ModelInfo, NodeState
@@ -19,6 +19,7 @@ from inference_stack.core.seams import Clock, Link, LinkClosed
 from inference_stack.dispatch.dispatcher import Dispatcher, Limits
 from inference_stack.dispatch.flight import Flight, Sink
 from inference_stack.gateway.observer import MetricsObserver
+from inference_stack.gateway.vocabularies import Vocabularies
 from inference_stack.telemetry.metrics import Metrics
 from inference_stack.wire.deadlines import departing
 from inference_stack.wire.messages import (
@@ -51,7 +52,8 @@ class Connection:
 
 
 class Fleet:
-    """All nodes of one gateway; implements `gateway.api.Dispatch` and the dispatcher's `Orders`."""
+    """All nodes of one gateway; implements `gateway.api.Dispatch` and the dispatcher's `Orders`. `vocabularies` are the digests of
+    the gateway's own, by the names of models."""
 
     def __init__(
         self,
@@ -61,7 +63,10 @@ class Fleet:
         clock: Clock,
         metrics: Metrics,
         on_state: Callable[[NodeState], None] = lambda state: None,
+        vocabularies: Mapping[str, str] | None = None,
     ) -> None:
+        self._vocabularies = Vocabularies(vocabularies or {})
+        self._refused: dict[str, tuple[str, ...]] = {}
         self._hello = Attach(wire_version=WIRE_VERSION, gateway=name, boot=secrets.token_hex(8))
         self._silence = silence_seconds
         self._clock = clock
@@ -114,6 +119,10 @@ class Fleet:
         """The nodes that can be reached, by the key that `tell` takes."""
         return self._dispatcher.nodes_by_key()
 
+    def refused(self, key: str) -> tuple[str, ...]:
+        """Why models of a node are not used, though it serves them."""
+        return self._refused.get(key, ())
+
     # -- dispatch.Orders and Watcher
 
     def send(self, node: str, requests: tuple[Request, ...]) -> None:
@@ -165,6 +174,7 @@ class Fleet:
             await asyncio.gather(*tasks, return_exceptions=True)
             if self._connections.get(key) is connection:
                 del self._connections[key]
+                self._refused.pop(key, None)
                 self._observers[key].observe_gone()
                 self._dispatcher.detached(key, reason)
             await link.close()
@@ -207,8 +217,17 @@ class Fleet:
             case Lost(request_ids=request_ids, reason=reason, present=present):
                 self._dispatcher.lost(key, request_ids, reason, present)
             case NodeState():
-                self._observers[key].observe_node(message)
-                self._dispatcher.state(key, message)
-                self._on_state(message)
+                state = self._accepted(key, message)
+                self._observers[key].observe_node(state)
+                self._dispatcher.state(key, state)
+                self._on_state(state)
             case Beat():
                 pass
+
+    def _accepted(self, key: str, state: NodeState) -> NodeState:
+        """What of a node's models can be used; the rest is refused, aloud when that is news."""
+        accepted, refused = self._vocabularies.accepted(state)
+        for reason in set(refused) - set(self._refused.get(key, ())):
+            log.error("node %s: %s", key, reason)
+        self._refused[key] = refused
+        return accepted

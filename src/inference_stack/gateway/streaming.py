@@ -43,10 +43,12 @@ async def answer(gateway: Gateway, job: Job, renderer: Renderer, receive: Receiv
     """The whole answer as one object. Raises `InferenceError`, and `Gone` when the client left before it was ready."""
     pieces: dict[int, list[Piece]] = {}
     ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    problems: list[Exception] = []
 
     def over(problem: Exception | None) -> None:
         if not ended.done():
-            _settle(ended, problem)
+            problems.extend([problem] if problem is not None else [])
+            ended.set_result(None)
 
     def collect(choice: Choice, piece: Piece) -> None:
         pieces.setdefault(choice.index, []).append(piece)
@@ -57,22 +59,15 @@ async def answer(gateway: Gateway, job: Job, renderer: Renderer, receive: Receiv
         await asyncio.wait({ended, watch}, return_when=asyncio.FIRST_COMPLETED)
         if not ended.done():
             raise Gone
-        ended.result()
+        if problems:
+            raise problems.pop()  # what is raised holds this frame, which must not hold it in turn
     finally:
         running.stop()
         ended.cancel()
-        del ended  # it holds what is raised here, which holds this frame
         await _cancel(watch)
     for choice in job.choices:
         pieces.setdefault(choice.index, [])
     return Response(encode(renderer.whole(pieces)), media_type="application/json")
-
-
-def _settle(future: asyncio.Future[None], problem: Exception | None) -> None:
-    if problem is None:
-        future.set_result(None)
-    else:
-        future.set_exception(problem)
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

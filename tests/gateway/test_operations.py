@@ -10,6 +10,7 @@ import pytest
 
 from inference_stack.core.errors import unavailable
 from inference_stack.core.fleet import NodeState
+from inference_stack.core.stats import GpuStats
 from inference_stack.gateway.observer import MetricsObserver
 from tests.gateway.house import MODEL, TINY, TOKENIZER, chat_body, client, make_house
 from tests.gateway.scripted import WORKER
@@ -122,6 +123,16 @@ async def test_the_workers_of_a_node_out_of_reach_are_not_shown_as_ready() -> No
     observer.observe_node(NodeState(node="n0", ready=True, models=(TINY,), workers=(WORKER,)))
     observer.observe_gone()
     assert "4711" not in house.metrics.render().decode()
+
+
+async def test_the_gpus_of_a_node_are_shown_while_it_is_in_reach() -> None:
+    house = make_house()
+    observer = MetricsObserver(house.metrics)
+    gpu = GpuStats(index=0, uuid="GPU-7", memory_used=5, memory_total=9, power=700.0)
+    observer.observe_node(NodeState(node="n0", ready=True, gpus=(gpu,)))
+    assert 'inference_stack_gpu_power_watts{gpu="0",node="n0",uuid="GPU-7"} 700.0' in house.metrics.render().decode()
+    observer.observe_gone()
+    assert "GPU-7" not in house.metrics.render().decode()
 
 
 async def test_a_clients_request_id_is_echoed() -> None:

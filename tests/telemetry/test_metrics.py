@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from inference_stack.core.stats import InstanceStats, Ledger
+from inference_stack.core.stats import GpuStats, InstanceStats, Ledger
+from inference_stack.telemetry.gpus import READINGS
 from inference_stack.telemetry.metrics import Metrics
 
 
@@ -114,6 +115,36 @@ def test_a_ledger_shows_stages_and_memory() -> None:
     assert value(metrics, "inference_stack_startup_seconds", node="n", worker="0", stage="weights") == 1.5
     assert value(metrics, "inference_stack_startup_seconds", node="n", worker="0", stage="total") == 2.0
     assert value(metrics, "inference_stack_memory_bytes", node="n", worker="0", purpose="kv") == 1024
+
+
+def gpu(index: int = 0, **numbers: float | None) -> GpuStats:
+    return GpuStats(index=index, uuid=f"GPU-{index}", memory_used=7, memory_total=9, **numbers)
+
+
+def test_gpus_are_gauges_in_base_units() -> None:
+    metrics = Metrics()
+    metrics.observe_gpus("n", [gpu(utilisation=0.5, sm_clock=1.98e9, temperature=41.0, power=699.5)])
+    found = {name: value(metrics, f"inference_stack_{name}", node="n", gpu="0", uuid="GPU-0") for name in READINGS}
+    assert found == {
+        "gpu_utilisation_ratio": 0.5,
+        "gpu_memory_used_bytes": 7,
+        "gpu_memory_total_bytes": 9,
+        "gpu_sm_clock_hertz": 1.98e9,
+        "gpu_temperature_celsius": 41.0,
+        "gpu_power_watts": 699.5,
+    }
+
+
+def test_gpus_and_numbers_that_are_not_told_any_more_disappear() -> None:
+    metrics = Metrics()
+    metrics.observe_gpus("n", [gpu(0, power=1.0), gpu(1)])
+    metrics.observe_gpus("other", [gpu(0)])
+    metrics.observe_gpus("n", [gpu(0)])
+    text = metrics.render().decode()
+    assert 'gpu_memory_used_bytes{gpu="0",node="n",uuid="GPU-0"}' in text
+    assert 'gpu_memory_used_bytes{gpu="0",node="other",uuid="GPU-0"}' in text
+    assert "GPU-1" not in text
+    assert "gpu_power_watts{" not in text
 
 
 def test_registries_are_independent() -> None:

@@ -8,7 +8,7 @@ from inference_stack.core.errors import ErrorInfo
 from inference_stack.core.fleet import ModelInfo, NodeState, WorkerState
 from inference_stack.core.kv_spec import KvGroupSpec
 from inference_stack.core.request import Continuation, FinishReason, Qos, Request, SamplingParams
-from inference_stack.core.stats import InstanceStats, Ledger, StepTimeModel
+from inference_stack.core.stats import GpuStats, InstanceStats, Ledger, StepTimeModel
 from inference_stack.core.step import TokenDelta, TokenLogprob
 from inference_stack.wire.messages import StepReport
 
@@ -85,6 +85,7 @@ states = fields(
     NodeState,
     models=several(fields(ModelInfo, kv_groups=several(fields(KvGroupSpec)), step_time=step_times)),
     workers=several(fields(WorkerState)),
+    gpus=several(fields(GpuStats)),
     ledgers=several(
         fields(
             Ledger,

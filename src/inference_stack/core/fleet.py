@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from inference_stack.core.errors import ErrorInfo
 from inference_stack.core.kv_spec import KvGroupSpec
-from inference_stack.core.stats import Ledger, StepTimeModel
+from inference_stack.core.stats import GpuStats, Ledger, StepTimeModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,8 @@ class WorkerState:
 class NodeState:
     """A node's condition, sent at every change. `models` are those that can run requests now; `ready` while there are any.
 
-    `draining`: what runs there may end, nothing new is taken. `boot` is drawn anew whenever the node's process starts.
+    `draining`: what runs there may end, nothing new is taken. `boot` is drawn anew whenever the node's process starts. `gpus` are
+    read every few seconds, which is a change too.
     """
 
     node: str
@@ -53,3 +54,4 @@ class NodeState:
     error: ErrorInfo | None = None
     draining: bool = False
     boot: str = ""
+    gpus: tuple[GpuStats, ...] = ()

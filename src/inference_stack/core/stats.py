@@ -47,6 +47,24 @@ class InstanceStats:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GpuStats:
+    """One GPU of a node at one moment. `index` and `uuid` as its driver has them; memory in bytes, whoever took it.
+
+    `utilisation` is a share of the time, `sm_clock` in hertz, `temperature` in degrees Celsius, `power` in watts; None where the
+    card does not tell.
+    """
+
+    index: int
+    uuid: str
+    memory_used: int
+    memory_total: int
+    utilisation: float | None = None
+    sm_clock: float | None = None
+    temperature: float | None = None
+    power: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ledger:
     """Where start-up's seconds and a device's bytes went, and what was derived. Stages are in order, seconds each."""
 

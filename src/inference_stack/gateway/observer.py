@@ -29,6 +29,7 @@ class MetricsObserver:
         self._name = state.node
         workers = ((worker.device, worker.pid, worker.state, worker.restarts) for worker in state.workers)
         self._metrics.observe_workers(state.node, workers)
+        self._metrics.observe_gpus(state.node, state.gpus)
         for number, ledger in enumerate(state.ledgers):
             self._metrics.observe_ledger(state.node, str(number), ledger)
         if not state.ready:
@@ -38,6 +39,7 @@ class MetricsObserver:
         """The node cannot be reached: nothing is known to run there, and none of its workers to be ready."""
         self._lose()
         self._metrics.observe_workers(self._name, ())
+        self._metrics.observe_gpus(self._name, ())
 
     def _lose(self) -> None:
         for model in self._seen:

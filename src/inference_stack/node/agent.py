@@ -21,9 +21,11 @@ from inference_stack.config.derive import nth_device, on_gpu, settled
 from inference_stack.config.tree import Config
 from inference_stack.core.fleet import NodeState
 from inference_stack.core.seams import Clock, Link
+from inference_stack.core.stats import GpuStats
 from inference_stack.node import devices, state
 from inference_stack.node.exchange import Exchange
 from inference_stack.node.gateways import GatewayLink
+from inference_stack.node.gpus import GpuReader
 from inference_stack.node.models import ModelChanges
 from inference_stack.node.orphans import Orphans
 from inference_stack.node.placement import Placement, Slot
@@ -45,6 +47,8 @@ from inference_stack.wire.messages import (
 log = logging.getLogger(__name__)
 
 HOUSEKEEPING_SECONDS: Final = 0.25
+GPU_SECONDS: Final = 5.0
+"""How often GPUs are read."""
 DRAIN_LOOK_SECONDS: Final = 0.02
 FAREWELL_SECONDS: Final = 1.0
 """How long gateways may take to read a node's last words."""
@@ -74,8 +78,10 @@ class NodeAgent:
         self._clock = clock
         self._boot = secrets.token_hex(8)
         self._silence = config.gateway.silence_seconds * SILENCE_FACTOR
-        self._gpus = devices.gpu_ledger(devices.gpus())
-        gpu = on_gpu(config.engine.device)
+        found, gpu = devices.gpus(), on_gpu(config.engine.device)
+        self._gpus = devices.gpu_ledger(found, used=gpu)
+        self._gpu_stats: tuple[GpuStats, ...] = ()
+        self._reader = GpuReader() if found else None
         sets = devices.core_sets(node.workers, node.threads, pinned=not node.simulated and not gpu)
         self._slots = tuple(
             Slot(self._supervisor(config, number, cores, None if number else first))
@@ -98,8 +104,10 @@ class NodeAgent:
         try:
             async with asyncio.TaskGroup() as tasks:
                 keeper = tasks.create_task(self._keep_house())
+                watcher = tasks.create_task(self._watch_gpus())
                 await asyncio.gather(*(slot.supervisor.run() for slot in self._slots))
                 keeper.cancel()
+                watcher.cancel()
         finally:
             for task in self._tasks:
                 task.cancel()
@@ -149,6 +157,7 @@ class NodeAgent:
             error=state.failure(self._slots),
             draining=self._exchange.refusing,
             boot=self._boot,
+            gpus=self._gpu_stats,
         )
 
     # -- from gateways
@@ -233,6 +242,15 @@ class NodeAgent:
         self._on_state(told)
         for link in self._exchange.links:
             link.tell(told)
+
+    async def _watch_gpus(self) -> None:
+        """Tell what GPUs do, now and then; never where there are none."""
+        while self._reader is not None:
+            stats = await asyncio.to_thread(self._reader.read)
+            if stats != self._gpu_stats:
+                self._gpu_stats = stats
+                self._tell_state()
+            await self._clock.sleep(GPU_SECONDS)
 
     async def _keep_house(self) -> None:
         while True:

@@ -1,6 +1,7 @@
 """What this machine computes with: sets of CPU cores, each for one worker, and GPUs as NVML tells of them.
 
-Light, since workers are spawned before anything slow is imported. GPUs are told of, not used: the engine has no kernels for them.
+Light, since workers are spawned before anything slow is imported. GPUs are told of here; whether they work is found out by the
+worker that uses one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from inference_stack.core.errors import invalid
 from inference_stack.core.stats import Ledger
 
+USED_GPU = "found"
 UNUSED_GPU = "found, not used: the engine computes on CPU cores"
 NO_NVML = "there is a driver: pip install inference-stack[nvml] to have GPUs listed"
 DRIVER = Path("/dev/nvidiactl")
@@ -94,15 +96,15 @@ def _gpu(nvml: Any, index: int) -> Gpu:
     return Gpu(name if isinstance(name, str) else name.decode(), int(memory.total), int(memory.free))
 
 
-def gpu_ledger(found: tuple[Gpu, ...] | None) -> Ledger:
-    """What NVML says of GPUs, for people; empty where there are none."""
+def gpu_ledger(found: tuple[Gpu, ...] | None, used: bool = False) -> Ledger:
+    """What NVML says of GPUs, for people; empty where there are none. `used`: the engine computes on them."""
     if found is None:
         return Ledger(derived={"GPUs": NO_NVML})
     memory, derived = [], {}
     for number, gpu in enumerate(found):
         label = f"GPU {number}: {gpu.name}"
         memory += [(f"{label}: total", gpu.total), (f"{label}: free", gpu.free)]
-        derived[label] = UNUSED_GPU
+        derived[label] = USED_GPU if used else UNUSED_GPU
     return Ledger(memory=tuple(memory), derived=derived)
 
 

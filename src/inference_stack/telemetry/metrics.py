@@ -12,8 +12,9 @@ from typing import Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.metrics_core import Metric
 
-from inference_stack.core.stats import InstanceStats, Ledger
+from inference_stack.core.stats import GpuStats, InstanceStats, Ledger
 from inference_stack.telemetry.aliases import Aliases
+from inference_stack.telemetry.gpus import GpuMetrics
 from inference_stack.telemetry.hot import HotHistogram
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -170,6 +171,7 @@ class Metrics:
         self.startup = self._gauge("startup_seconds", "Start-up of a worker, by stage.", "node", "worker", "stage")
         self.gateway_tasks = self._gauge("gateway_tasks", "Concurrent activities of the gateway's process.")
         self.memory = self._gauge("memory_bytes", "Bytes of a worker's ledger.", "node", "worker", "purpose")
+        self.gpus = GpuMetrics(self._gauge)
 
     def model(self, name: str) -> ModelMetrics:
         """The request metrics of one model."""
@@ -235,6 +237,10 @@ class Metrics:
         self.startup.labels(node, worker, "total").set(ledger.total_seconds)
         for purpose, size in ledger.memory:
             self.memory.labels(node, worker, purpose).set(size)
+
+    def observe_gpus(self, node: str, gpus: Iterable[GpuStats]) -> None:
+        """Take in what a node's GPUs do now; those not named any more disappear."""
+        self.gpus.observe(node, gpus)
 
     def render(self) -> bytes:
         """The exposition text, one scrape."""

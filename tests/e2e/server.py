@@ -8,10 +8,19 @@ import socket
 import subprocess
 import sys
 import time
+from typing import Any, Final
 
 import httpx
 
 START_SECONDS = 120
+STORY: Final[dict[str, Any]] = {
+    "model": "smollm2",
+    "messages": [{"role": "user", "content": "Write a long story about a fisherman and the sea."}],
+    "ignore_eos": True,
+    "stream": True,
+    "stream_options": {"include_usage": True},
+}
+"""A request for as many tokens as it asks."""
 
 
 class Server:

@@ -12,21 +12,12 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.server import Server
+from tests.e2e.server import STORY, Server
 
 pytestmark = pytest.mark.model
 
 ANSWER_TOKENS = 60
-BODY: dict[str, Any] = {
-    "model": "smollm2",
-    "messages": [{"role": "user", "content": "Write a long story about a fisherman and the sea."}],
-    "max_tokens": ANSWER_TOKENS,
-    "ignore_eos": True,
-    "stream": True,
-    "stream_options": {"include_usage": True},
-    "logprobs": True,
-    "top_logprobs": 2,
-}
+BODY = STORY | {"max_tokens": ANSWER_TOKENS, "logprobs": True, "top_logprobs": 2}
 GREEDY = {"temperature": 0}
 SEEDED = {"temperature": 1, "seed": 1234}
 

@@ -24,6 +24,7 @@ from inference_stack.cli.bench.chaos_requests import CHAT, Case, Transcript, cat
 from inference_stack.cli.bench.chaos_spec import Fault, Plan
 from inference_stack.cli.bench.chaos_traffic import ResumingClient, StockClient, Traffic, undisturbed
 from inference_stack.core.seams import SystemClock
+from tests.e2e.server import STORY
 
 pytestmark = [pytest.mark.model, pytest.mark.asyncio(loop_scope="module")]
 
@@ -31,16 +32,7 @@ ANSWER_TOKENS = 40
 PLAN = Plan(preset="l4", preset_model="llama-3.2-3b")
 """About 20 ms a token: a kill at a position strikes before the next token is there."""
 PATIENCE = 60.0
-BODY: dict[str, Any] = {
-    "model": "smollm2",
-    "messages": [{"role": "user", "content": "Write a long story about a fisherman and the sea."}],
-    "max_tokens": ANSWER_TOKENS,
-    "ignore_eos": True,
-    "stream": True,
-    "stream_options": {"include_usage": True},
-    "return_token_ids": True,
-    "seed": 1234,
-}
+BODY = STORY | {"max_tokens": ANSWER_TOKENS, "return_token_ids": True, "seed": 1234}
 MODES: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0},
     "seeded": {"temperature": 1},

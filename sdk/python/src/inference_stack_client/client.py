@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import httpx
 
@@ -21,19 +21,36 @@ from inference_stack_client.resources import (
     Raw,
 )
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 NO_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=100)
 """Streams may be many and long: none waits for another's connection."""
 
 
-def _addressed(base_url: str | Sequence[str], api_key: str | None, headers: Mapping[str, str] | None) -> Settings:
-    """Settings with where to call and as whom."""
+class Options(TypedDict, total=False):
+    """How calls are made, in seconds; the defaults are those of `Settings`. `timeout` is the longest silence of a call,
+    `connect_seconds` that of a connection attempt; `resume_seconds` is how long a broken stream is tried to be resumed (0:
+    never), `idle_seconds` how long a stream may be silent until it counts as broken."""
+
+    timeout: float
+    connect_seconds: float
+    max_retries: int
+    resume_seconds: float
+    idle_seconds: float
+
+
+def _settings(
+    base_url: str | Sequence[str], api_key: str | None, headers: Mapping[str, str] | None, options: Options
+) -> Settings:
+    """Where to call, as whom and how."""
     urls = [base_url] if isinstance(base_url, str) else list(base_url)
     if not urls:
         raise ValueError("at least one base_url is needed")
     sent = {"user-agent": "inference-stack-client", **(headers or {})}
     if api_key is not None:
         sent["authorization"] = f"Bearer {api_key}"
-    return Settings(tuple(map(_base, urls)), sent)
+    return Settings(tuple(map(_base, urls)), sent, **options)
 
 
 def _base(url: str) -> str:
@@ -61,9 +78,7 @@ class AsyncChat:
 class Client:
     """Calls a server, or several that share their `gateway.resume_key`, and blocks until it answers.
 
-    `base_url` may be a list: when one cannot be reached, the next is asked. `timeout` is the longest silence of a call,
-    `connect_seconds` that of a connection attempt; `resume_seconds` is how long a broken stream is tried to be resumed (0:
-    never), `idle_seconds` how long a stream may be silent until it counts as broken. `http_client` replaces the pool.
+    `base_url` may be a list: when one cannot be reached, the next is asked. `http_client` replaces the pool.
     """
 
     def __init__(
@@ -71,23 +86,12 @@ class Client:
         base_url: str | Sequence[str],
         api_key: str | None = None,
         *,
-        timeout: float = 600.0,
-        connect_seconds: float = 5.0,
-        max_retries: int = 2,
-        resume_seconds: float = 60.0,
-        idle_seconds: float = 60.0,
         headers: Mapping[str, str] | None = None,
         http_client: httpx.Client | None = None,
+        **options: Unpack[Options],
     ) -> None:
-        settings = replace(
-            _addressed(base_url, api_key, headers),
-            timeout=timeout,
-            connect_seconds=connect_seconds,
-            max_retries=max_retries,
-            resume_seconds=resume_seconds,
-            idle_seconds=idle_seconds,
-        )
-        self._use(http_client or httpx.Client(follow_redirects=True, limits=NO_LIMITS), settings)
+        http = http_client or httpx.Client(follow_redirects=True, limits=NO_LIMITS)
+        self._use(http, _settings(base_url, api_key, headers, options))
 
     def _use(self, http: httpx.Client, settings: Settings) -> None:
         self._http, self._settings = http, settings
@@ -95,7 +99,7 @@ class Client:
         self.completions = Completions(Raw(http, settings, "/completions"))
         self.models = Models(http, settings)
 
-    def with_options(self, **changes: Any) -> Client:
+    def with_options(self, **changes: Unpack[Options]) -> Client:
         """The same client with other settings, on the same connections."""
         other = object.__new__(Client)
         other._use(self._http, replace(self._settings, **changes))
@@ -122,23 +126,12 @@ class AsyncClient:
         base_url: str | Sequence[str],
         api_key: str | None = None,
         *,
-        timeout: float = 600.0,
-        connect_seconds: float = 5.0,
-        max_retries: int = 2,
-        resume_seconds: float = 60.0,
-        idle_seconds: float = 60.0,
         headers: Mapping[str, str] | None = None,
         http_client: httpx.AsyncClient | None = None,
+        **options: Unpack[Options],
     ) -> None:
-        settings = replace(
-            _addressed(base_url, api_key, headers),
-            timeout=timeout,
-            connect_seconds=connect_seconds,
-            max_retries=max_retries,
-            resume_seconds=resume_seconds,
-            idle_seconds=idle_seconds,
-        )
-        self._use(http_client or httpx.AsyncClient(follow_redirects=True, limits=NO_LIMITS), settings)
+        http = http_client or httpx.AsyncClient(follow_redirects=True, limits=NO_LIMITS)
+        self._use(http, _settings(base_url, api_key, headers, options))
 
     def _use(self, http: httpx.AsyncClient, settings: Settings) -> None:
         self._http, self._settings = http, settings
@@ -146,7 +139,7 @@ class AsyncClient:
         self.completions = AsyncCompletions(AsyncRaw(http, settings, "/completions"))
         self.models = AsyncModels(http, settings)
 
-    def with_options(self, **changes: Any) -> AsyncClient:
+    def with_options(self, **changes: Unpack[Options]) -> AsyncClient:
         """The same client with other settings, on the same connections."""
         other = object.__new__(AsyncClient)
         other._use(self._http, replace(self._settings, **changes))

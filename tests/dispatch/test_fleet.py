@@ -265,6 +265,9 @@ class Chaos:
         elif what == "cut" and self.up[node]:
             self.h.dispatcher.detached(node, "cut")  # its engine goes on, unheard
             self.up[node] = False
+        elif what == "leave" and not self.up[node]:
+            self.engines[node] = {}  # long silent: its orphans have ended
+            self.h.dispatcher.forget(node)
         elif what == "back" and not self.up[node]:
             self.up[node] = True
             self.h.join(node)
@@ -278,7 +281,9 @@ class Chaos:
 
 
 ACTIONS = st.lists(
-    st.tuples(st.sampled_from(["submit", "submit", "step", "step", "cut", "back", "kill"]), st.sampled_from("ab")),
+    st.tuples(
+        st.sampled_from(["submit", "submit", "step", "step", "cut", "leave", "back", "kill"]), st.sampled_from("ab")
+    ),
     max_size=60,
 )
 
@@ -390,3 +395,42 @@ def test_a_hint_finds_its_node_at_a_new_address() -> None:
     h.dispatcher.state("new", state("moved"))
     h.submit(request(), holder=node_hint("moved"))
     assert [node for node, _ in h.take()] == ["new"]
+
+
+def test_nodes_that_come_and_go_leave_nothing_behind() -> None:
+    h = house("stays")
+    for number in range(50):
+        name = f"n{number}"
+        h.join(name)
+        for one in range(4):
+            h.submit(request(f"{name}-{one}"))
+        for node, one in h.take():
+            if node == "stays":
+                h.emit(one, 0, node=node, finish=FinishReason.LENGTH)
+        h.dispatcher.detached(name, "gone")
+        h.dispatcher.forget(name)
+        for node, one in h.take():
+            h.emit(one, 0, node=node, finish=FinishReason.LENGTH)
+        h.dispatcher.check()
+    assert h.dispatcher.idle and h.dispatcher.columns == 2
+
+
+def test_a_node_that_is_linked_is_not_forgotten() -> None:
+    h = house("a")
+    h.submit(request())
+    h.dispatcher.forget("a")
+    ((node, one),) = h.take()
+    h.emit(one, 0, node=node)
+    assert h.tokens("r") == [0]
+
+
+def test_a_number_that_was_anothers_begins_anew() -> None:
+    h = house("a", "b")
+    h.dispatcher.detached("a", "gone")
+    h.dispatcher.forget("a")
+    h.dispatcher.attached("c")
+    h.submit(request())
+    assert [node for node, _ in h.take()] == ["b"]  # c has its number, and has not told its state
+    h.dispatcher.state("c", state("c"))
+    h.submit(request("second"))
+    assert [node for node, _ in h.take()] == ["c"]

@@ -139,6 +139,31 @@ async def test_a_node_that_is_no_longer_named_is_left() -> None:
         await connector.close()
 
 
+async def test_nodes_that_are_no_longer_named_are_forgotten_once_their_links_have_ended() -> None:
+    dial, gateway = Dialler(), fleet()
+    connector = Connector(gateway, dial, SystemClock())
+    for number in range(20):
+        connector.nodes(frozenset({f"n{number}"}))
+        await until(lambda number=number: len(dial.ends) == number + 1)
+        await dial.ends[-1].send(state(f"n{number}"))
+        await until(lambda number=number: list(gateway.keys()) == [f"n{number}"])
+    assert gateway.known <= 3  # one that ends may overlap with the next
+    await connector.close()
+
+
+async def test_a_node_that_is_named_again_at_once_is_kept() -> None:
+    dial, gateway = Dialler(), fleet()
+    connector = Connector(gateway, dial, SystemClock())
+    connector.nodes(frozenset({"n"}))
+    await until(lambda: len(dial.ends) == 1)
+    connector.nodes(frozenset())
+    connector.nodes(frozenset({"n"}))
+    await until(lambda: len(dial.ends) == 2)
+    await dial.ends[1].send(state("n"))
+    await until(lambda: list(gateway.keys()) == ["n"])
+    await connector.close()
+
+
 async def test_a_message_that_nothing_can_be_made_of_costs_its_link_alone() -> None:
     dial, gateway = Dialler(), fleet()
     connector = Connector(gateway, dial, SystemClock())

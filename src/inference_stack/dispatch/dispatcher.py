@@ -110,6 +110,11 @@ class Dispatcher:
         return [*self._waiting.values(), *(flight for node in self._nodes for flight in node.running.values())]
 
     @property
+    def columns(self) -> int:
+        """As many nodes as were known at once."""
+        return self._nodes.numbers
+
+    @property
     def idle(self) -> bool:
         """Whether no request is waiting or running."""
         return not self._waiting and not self._running
@@ -235,6 +240,14 @@ class Dispatcher:
         node.linked = False
         self._placement.changed(node)
         self._recover(flights, reason)
+
+    def forget(self, key: str) -> None:
+        """A node that is detached does not come back."""
+        node = self._nodes.get(key)
+        if node is not None and not node.linked:
+            self._placement.forget(node)
+            self._littered.pop(key, None)
+            self._nodes.forget(node)
 
     def tick(self) -> None:
         """Called about ten times a second: deadlines pass, and patience ends, while nothing arrives."""
@@ -389,7 +402,7 @@ class Dispatcher:
 
     def _add(self, key: str) -> Node:
         node = self._nodes.add(key)
-        self._placement.added()
+        self._placement.added(node)
         return node
 
     def _sweep(self) -> None:

@@ -69,16 +69,19 @@ class Node:
 
 
 class Nodes:
-    """All nodes ever seen, by key and by number."""
+    """Nodes by key and by number. The number of one that is forgotten goes to the next that comes: nodes come and go for as long as
+    a gateway runs, and routers have a column for every number."""
 
     def __init__(self) -> None:
         self._by_key: dict[str, Node] = {}
-        self._by_number: list[Node] = []
+        self._by_number: list[Node | None] = []
 
     def __iter__(self) -> Iterator[Node]:
-        return iter(self._by_number)
+        return iter(self._by_key.values())
 
-    def __len__(self) -> int:
+    @property
+    def numbers(self) -> int:
+        """How many numbers there are, in use or not."""
         return len(self._by_number)
 
     def get(self, key: str) -> Node | None:
@@ -86,15 +89,24 @@ class Nodes:
         return self._by_key.get(key)
 
     def numbered(self, number: int) -> Node:
-        """The node with this number."""
-        return self._by_number[number]
+        """The node with this number. Raises `KeyError` where it is nobody's."""
+        node = self._by_number[number]
+        if node is None:
+            raise KeyError(number)
+        return node
 
     def add(self, key: str) -> Node:
         """A new node."""
-        node = self._by_key[key] = Node(key, len(self._by_number))
-        self._by_number.append(node)
+        number = self._by_number.index(None) if None in self._by_number else self.numbers
+        node = self._by_key[key] = Node(key, number)
+        self._by_number[number : number + 1] = [node]
         return node
+
+    def forget(self, node: Node) -> None:
+        """It does not come back."""
+        del self._by_key[node.key]
+        self._by_number[node.number] = None
 
     def hinted(self, hint: bytes) -> Node | None:
         """The node in reach that a hint points at. It may have been known by other addresses before."""
-        return next((node for node in self._by_number if node.linked and node.hint == hint), None) if hint else None
+        return next((node for node in self if node.linked and node.hint == hint), None) if hint else None

@@ -39,16 +39,24 @@ class Placement:
 
     # -- nodes
 
-    def added(self) -> None:
-        """There is one node more."""
+    def added(self, node: Node) -> None:
+        """There is one node more. Its number may have been another's."""
         for router in self._routers.values():
-            router.add()
+            if node.number == len(router.usable):
+                router.add()
+            else:
+                router.reset(node.number)
+
+    def forget(self, node: Node) -> None:
+        """It does not come back; nothing runs there."""
+        node.reserved = None
+        self._special.discard(node)
 
     def changed(self, node: Node) -> None:
         """A node's condition changed."""
         for model in node.models:
             if model not in self._routers:
-                router = self._routers[model] = Router(len(self._nodes), self._chunk)
+                router = self._routers[model] = Router(self._nodes.numbers, self._chunk)
                 router.usable[:] = False
         for model, router in self._routers.items():
             info = node.serves(model)
@@ -210,6 +218,6 @@ class Placement:
         ]
 
     def _mask(self, numbers: Iterable[int]) -> Mask:
-        mask = np.zeros(len(self._nodes), bool)
+        mask = np.zeros(self._nodes.numbers, bool)
         mask[list(numbers)] = True
         return mask

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from inference_stack.core.errors import InferenceError
 from inference_stack.core.seams import Clock, Link, LinkClosed
@@ -37,9 +38,16 @@ class Connector:
         """These are the nodes from now on. Links to others end; their streams go on elsewhere."""
         for gone in self._tasks.keys() - addresses:
             log.info("node %s is no longer named", gone)
-            self._tasks.pop(gone).cancel()
+            task = self._tasks.pop(gone)
+            task.add_done_callback(partial(self._left, gone))
+            task.cancel()
         for address in addresses - self._tasks.keys():
             self._tasks[address] = asyncio.create_task(self._keep(address), name=f"node {address}")
+
+    def _left(self, address: str, task: asyncio.Task[None]) -> None:
+        """Its link has ended. It may be named again by now."""
+        if address not in self._tasks:
+            self._fleet.forget(address)
 
     async def close(self) -> None:
         """End every link."""

@@ -147,7 +147,18 @@ class Fleet:
         """A stream goes on where numbers come out differently."""
         self._metrics.mismatched.labels(model).inc()
 
+    @property
+    def known(self) -> int:
+        """As many nodes as were known at once."""
+        return self._dispatcher.columns
+
     # -- links
+
+    def forget(self, key: str) -> None:
+        """A node is no longer named, and its link is over: what was known of it is not needed any more."""
+        if key not in self._connections:
+            self._observers.pop(key, None)
+            self._dispatcher.forget(key)
 
     async def run(self) -> None:
         """Let time pass for the dispatcher, until cancelled."""

@@ -151,6 +151,11 @@ class Router:
             self._queued[node] = 0
             self.prefixes.lost(node)
 
+    def reset(self, node: int) -> None:
+        """The number is another node's from now on, which is not usable yet. Nothing was left at the one before."""
+        self.close(node, forget=True)
+        self._lengths[node] = 1.0
+
     def ahead(self, node: int) -> tuple[float, float, float]:
         """What is believed to be at a node: requests, tokens of prompts not computed yet, tokens of all their prompts."""
         return float(self._requests[node]), float(self._prompt[node]), float(self._context[node])

@@ -97,7 +97,7 @@ async def test_a_drain_can_be_taken_back(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def _resolves(monkeypatch: pytest.MonkeyPatch) -> None:
-    def resolve(model: str, folder: Path) -> ModelFiles:
+    def resolve(model: str, folder: Path, load_format: str) -> ModelFiles:
         if model == "unknown":
             raise InferenceError(ErrorInfo(message="no such model"))
         return ModelFiles(kind="gguf", name=model, root=Path("/"), weights=(Path("/") / f"{model}.gguf",))

@@ -1,0 +1,77 @@
+"""The command line: one subcommand each, all of them with --device, --tiny, --out and --minutes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from bench.gpu.place import Place, open_place
+from bench.gpu.report import Budget, Report
+
+MINUTES = 9.0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; its exit status: 0 when it did what it should, and for `check` found everything right."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    asked = parser().parse_args(given)
+    place = open_place(asked.device, asked.tiny)
+    run: Callable[[argparse.Namespace, Place, list[str]], int] = asked.run
+    return run(asked, place, given)
+
+
+def parser() -> argparse.ArgumentParser:
+    """All subcommands."""
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    shared.add_argument("--tiny", action="store_true", help="smallest sizes; what is measured then means nothing")
+    shared.add_argument("--out", type=Path, help="JSON file; by default under bench/results/gpu, with the day's date")
+    shared.add_argument("--minutes", type=float, default=MINUTES, help="time limit; what no longer fits is skipped")
+    kernels = argparse.ArgumentParser(add_help=False)
+    kernels.add_argument("--kernels", choices=("auto", "reference", "triton"), default="auto")
+    top = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
+    commands = top.add_subparsers(required=True)
+    commands.add_parser("probe", parents=[shared], help="what the card can do").set_defaults(run=_probe)
+    check = commands.add_parser("check", parents=[shared, kernels], help="is everything right")
+    check.add_argument("--sections", default="", help="some of them, separated by commas")
+    check.add_argument("--model", type=Path, help="a GGUF file or a directory to compare with the CPU reference")
+    check.add_argument("--jobs", type=int, default=4, help="sections at a time, on a card")
+    check.set_defaults(run=_check)
+    section = commands.add_parser("section", parents=[shared, kernels], help="one section of check, for its process")
+    section.add_argument("--name", required=True)
+    section.add_argument("--model", type=Path)
+    section.set_defaults(run=_section)
+    return top
+
+
+def _probe(asked: argparse.Namespace, place: Place, given: list[str]) -> int:
+    from bench.gpu.probe import probe
+
+    report = Report("probe", place, given, asked.out)
+    probe(place, report)
+    report.close("what", "value", "unit", "spread")
+    return 0
+
+
+def _check(asked: argparse.Namespace, place: Place, given: list[str]) -> int:
+    from bench.gpu.check import check
+
+    report = Report("check", place, given, asked.out)
+    right = check(place, report, Budget(asked.minutes), asked.sections, asked.kernels, asked.model, asked.jobs)
+    report.close("section", "result", "right", "worst error / bound", "seconds")
+    return 0 if right else 1
+
+
+def _section(asked: argparse.Namespace, place: Place, given: list[str]) -> int:
+    from bench.gpu.check import run_section
+
+    found = run_section(place, asked.name, asked.kernels, asked.model)
+    asked.out.write_text(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from inference_stack.core.errors import unavailable
+from inference_stack.core.fleet import WorkerState
 from inference_stack.core.seams import Link, LinkClosed, SystemClock
 from inference_stack.core.step import TokenDelta
 from inference_stack.dispatch.dispatcher import Limits
@@ -140,14 +141,19 @@ async def test_a_node_that_is_no_longer_named_is_left() -> None:
 
 
 async def test_nodes_that_are_no_longer_named_are_forgotten_once_their_links_have_ended() -> None:
-    dial, gateway = Dialler(), fleet()
+    dial, metrics = Dialler(), Metrics()
+    gateway = Fleet("g", Limits(), 5.0, SystemClock(), metrics)
     connector = Connector(gateway, dial, SystemClock())
     for number in range(20):
         connector.nodes(frozenset({f"n{number}"}))
         await until(lambda number=number: len(dial.ends) == number + 1)
-        await dial.ends[-1].send(state(f"n{number}"))
+        workers = (WorkerState(pid=number, device="cpu", state="ready", restarts=1),)
+        await dial.ends[-1].send(replace(state(f"n{number}"), workers=workers))
         await until(lambda number=number: list(gateway.keys()) == [f"n{number}"])
     assert gateway.known <= 3  # one that ends may overlap with the next
+    connector.nodes(frozenset())
+    await until(lambda: not gateway.keys())
+    await until(lambda: b'node="n' not in metrics.render() and b'instance="n' not in metrics.render())
     await connector.close()
 
 

@@ -151,3 +151,17 @@ def test_registries_are_independent() -> None:
     first, second = Metrics(), Metrics()
     first.model("m").finished("stop")
     assert value(second, "inference_stack_completions_total", model="m", finish_reason="stop") is None
+
+
+def test_a_node_that_is_forgotten_leaves_no_series_and_others_theirs() -> None:
+    metrics = Metrics()
+    for name in ("gone", "stays"):
+        metrics.observe_instance(stats(running=1, generation_tokens=5), f"{name}:1")
+        metrics.observe_workers(name, [("cpu", 7, "ready", 2)])
+        metrics.observe_ledger(name, "0", Ledger(stages=(("load", 1.0),), total_seconds=1.0, memory=(("kv", 9),)))
+        metrics.observe_gpus(name, [GpuStats(index=0, uuid="u", memory_used=1, memory_total=2)])
+    metrics.forget_instances("gone:1")
+    metrics.forget_node("gone")
+    text = metrics.render().decode()
+    assert "gone" not in text and text.count('"stays"') >= 5 and '"stays:1"' in text
+    assert value(metrics, "inference_stack_engine_generation_tokens_total", model="m") == 10

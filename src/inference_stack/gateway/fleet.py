@@ -156,9 +156,12 @@ class Fleet:
 
     def forget(self, key: str) -> None:
         """A node is no longer named, and its link is over: what was known of it is not needed any more."""
-        if key not in self._connections:
-            self._observers.pop(key, None)
-            self._dispatcher.forget(key)
+        if key in self._connections:
+            return
+        observer = self._observers.pop(key, None)
+        if observer is not None:
+            observer.forget(any(other.name == observer.name for other in self._observers.values()))
+        self._dispatcher.forget(key)
 
     async def run(self) -> None:
         """Let time pass for the dispatcher, until cancelled."""

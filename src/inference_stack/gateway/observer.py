@@ -11,12 +11,12 @@ from inference_stack.telemetry.metrics import Metrics
 
 
 class MetricsObserver:
-    """One per node; `node` tells instances of the same model apart."""
+    """One per node, which calls itself `name` once it is known; `node` tells instances of the same model apart."""
 
     def __init__(self, metrics: Metrics, node: str = "0") -> None:
         self._metrics = metrics
         self._node = node
-        self._name = ""
+        self.name = ""
         self._seen: set[str] = set()
 
     def observe_instance(self, stats: InstanceStats) -> None:
@@ -26,7 +26,7 @@ class MetricsObserver:
 
     def observe_node(self, state: NodeState) -> None:
         """A node's condition changed. Instances of a node that is not ready run nothing."""
-        self._name = state.node
+        self.name = state.node
         workers = ((worker.device, worker.pid, worker.state, worker.restarts) for worker in state.workers)
         self._metrics.observe_workers(state.node, workers)
         self._metrics.observe_gpus(state.node, state.gpus)
@@ -38,8 +38,14 @@ class MetricsObserver:
     def observe_gone(self) -> None:
         """The node cannot be reached: nothing is known to run there, and none of its workers to be ready."""
         self._lose()
-        self._metrics.observe_workers(self._name, ())
-        self._metrics.observe_gpus(self._name, ())
+        self._metrics.observe_workers(self.name, ())
+        self._metrics.observe_gpus(self.name, ())
+
+    def forget(self, elsewhere: bool) -> None:
+        """The node does not come back. `elsewhere`: one of its name is reached in another way."""
+        self._metrics.forget_instances(self._node)
+        if self.name and not elsewhere:
+            self._metrics.forget_node(self.name)
 
     def _lose(self) -> None:
         for model in self._seen:

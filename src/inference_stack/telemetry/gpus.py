@@ -39,3 +39,8 @@ class GpuMetrics:
         for name, labels in self._shown.get(node, set()) - seen:
             self._gauges[name].remove(*labels)
         self._shown[node] = seen
+
+    def forget(self, node: str) -> None:
+        """Nothing more will be told of it."""
+        self.observe(node, ())
+        del self._shown[node]

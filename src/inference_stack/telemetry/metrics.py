@@ -242,6 +242,21 @@ class Metrics:
         """Take in what a node's GPUs do now; those not named any more disappear."""
         self.gpus.observe(node, gpus)
 
+    def forget_instances(self, instance: str) -> None:
+        """What was told apart by this does not come back: its series disappear, its totals stay counted."""
+        for gauge in (self.running, self.waiting, self.kv_usage, self.kv_total, self.kv_cached):
+            gauge.remove_by_labels({"instance": instance})
+        self._last = {key: stats for key, stats in self._last.items() if key[1] != instance}
+
+    def forget_node(self, node: str) -> None:
+        """No node of this name comes back: its series disappear."""
+        self.observe_workers(node, ())
+        for family in (self.restarts, self.startup, self.memory):
+            family.remove_by_labels({"node": node})
+        self._restarts = {key: count for key, count in self._restarts.items() if key[0] != node}
+        del self._workers[node]
+        self.gpus.forget(node)
+
     def render(self) -> bytes:
         """The exposition text, one scrape."""
         return generate_latest(_WithoutBirthdays(self.registry))

@@ -181,7 +181,7 @@ class Startup:
         many = min(placed.longest - 1, self._engine.max_batch_tokens)
         if self._engine.recorded_steps:
             placed.runner.record()
-            if isinstance(self._device, Accelerator) and ops.graphs:
+            if isinstance(self._device, Accelerator) and ops.graphs_of(loaded.model.step_ops):
                 placed.runner.record_graphs(self._device, placed.parking)
         timed = many if self._gpu else min(TIMED_TOKENS, many)
         step_time = time_steps(placed.runner, loaded.name, len(loaded.groups), timed)

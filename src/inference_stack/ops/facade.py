@@ -188,10 +188,9 @@ class BoundOps:
         recorders = [self._choices[op].recorder for op in ops]
         return recorders[0] if all(one is recorders[0] for one in recorders) else None
 
-    @property
-    def graphs(self) -> bool:
+    def graphs_of(self, ops: Sequence[str]) -> bool:
         """Whether devices that record graphs can record steps made of these ops."""
-        return all(self._choices[op].graphs for op in STEP_OPS)
+        return all(self._choices[op].graphs for op in ops)
 
     def refuses_kv(self, dtype: str) -> str | None:
         """Why KV cannot be stored in `dtype`, or None. Dtypes are named as in `KvGroupSpec`."""

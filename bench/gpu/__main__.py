@@ -44,6 +44,21 @@ def parser() -> argparse.ArgumentParser:
     section.add_argument("--name", required=True)
     section.add_argument("--model", type=Path)
     section.set_defaults(run=_section)
+    engine = commands.add_parser(
+        "engine", parents=[shared, kernels], help="random weights of real shapes, beside limits"
+    )
+    engine.add_argument("--models", default="", help="some of them, separated by commas")
+    engine.set_defaults(run=_engine)
+    model = commands.add_parser("model", parents=[shared, kernels], help="one model of engine, for its process")
+    model.add_argument("--name", required=True)
+    model.add_argument("--bandwidth", type=float, required=True, help="bytes a second")
+    model.add_argument("--products", type=float, required=True, help="operations a second")
+    model.set_defaults(run=_model)
+    for one in (engine, model):
+        one.add_argument(
+            "--deterministic", action="store_true", help="one order of sums, as the product does by default"
+        )
+        one.add_argument("--kv-dtype", default="auto")
     return top
 
 
@@ -70,6 +85,28 @@ def _section(asked: argparse.Namespace, place: Place, given: list[str]) -> int:
 
     found = run_section(place, asked.name, asked.kernels, asked.model)
     asked.out.write_text(json.dumps(found))
+    return 0
+
+
+def _engine(asked: argparse.Namespace, place: Place, given: list[str]) -> int:
+    from bench.gpu.engine import bench_engine
+
+    report = Report("engine-deterministic" if asked.deterministic else "engine", place, given, asked.out)
+    options = ["--kv-dtype", asked.kv_dtype, *(["--deterministic"] if asked.deterministic else [])]
+    bench_engine(place, report, Budget(asked.minutes), asked.models, asked.kernels, options)
+    report.close("model", "what", "tokens/s", "limit", "of the limit", "note")
+    return 0
+
+
+def _model(asked: argparse.Namespace, place: Place, given: list[str]) -> int:
+    from bench.gpu.engine import bench_model
+    from bench.gpu.limits import Ceilings
+
+    report = Report("model", place, given, asked.out)
+    ceilings = Ceilings(bandwidth=asked.bandwidth, products=asked.products)
+    settings = {"deterministic": asked.deterministic, "kv_dtype": asked.kv_dtype}
+    bench_model(place, report, Budget(asked.minutes), asked.name, asked.kernels, ceilings, settings)
+    report.write()
     return 0
 
 

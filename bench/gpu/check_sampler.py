@@ -40,8 +40,11 @@ def inputs(rows: int, **changes: Any) -> SampleInputs:
 
 def moved(given: SampleInputs, device: torch.device) -> SampleInputs:
     """The same on a device."""
-    columns: dict[str, Any] = {one.name: getattr(given, one.name) for one in fields(given)}
-    return replace(given, **{name: x.to(device) for name, x in columns.items() if isinstance(x, Tensor)})
+    columns: dict[str, Any] = {}
+    for one in fields(given):
+        value = getattr(given, one.name)
+        columns[one.name] = value.to(device) if isinstance(value, Tensor) else value
+    return replace(given, **columns)
 
 
 def cases(rows: int, vocabulary: int) -> dict[str, SampleInputs]:

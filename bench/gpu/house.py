@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
@@ -26,6 +27,7 @@ from inference_stack.engine import startup
 from inference_stack.engine.core import EngineCore
 from inference_stack.models.api import LoadedModel
 from inference_stack.models.config import config_from_hf
+from inference_stack.models.fusing import Part
 from inference_stack.models.loader import read_config
 from inference_stack.models.placing import HostPlacer
 from inference_stack.models.random_weights import RandomSource, RandomWeights, load_random
@@ -151,8 +153,6 @@ def drawer(quantise: str) -> Callable[..., LoadedModel]:
 
 def since_start() -> float:
     """Seconds since this process began."""
-    import os
-
     clock = SystemClock()
     return clock.now() - process_start(clock, os.getpid())
 
@@ -164,22 +164,33 @@ def write_config(raw: dict[str, Any], folder: Path) -> Path:
     return folder
 
 
+class Asked(RandomWeights):
+    """Notes which tensors a model asks for, and makes none."""
+
+    def _queue(self, parts: Sequence[Part], job: Callable[..., None], *arguments: object) -> None:
+        """Nothing is read."""
+
+
+def tensor_shapes(raw: dict[str, Any]) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of what a checkpoint of this configuration holds."""
+    config = config_from_hf(raw)
+    source = RandomSource(torch.bfloat16, 0, None)
+    with closing(HostPlacer()) as placer:
+        weights = Asked(source, placer, None)
+        ARCHITECTURES[config.architecture](config, weights, 16)
+        weights.finish((), lambda what, done, total: None)
+    layouts = {name: source.layout(name) for name in sorted(source.names())}
+    return [(name, layout.shape) for name, layout in layouts.items() if layout is not None]
+
+
 def write_model(raw: dict[str, Any], folder: Path, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Path:
     """A directory with a model of this configuration: random, but with attention, norms and biases that all tell."""
-    config = config_from_hf(raw)
-    source = RandomSource(dtype, seed, None)
-    with closing(HostPlacer()) as placer:
-        weights = RandomWeights(source, placer, None)
-        ARCHITECTURES[config.architecture](config, weights, config.max_positions)
-        weights.finish((), lambda what, done, total: None)
     draw = torch.Generator().manual_seed(seed)
     tensors = {}
-    for name in sorted(source.names()):
-        layout = source.layout(name)
-        assert layout is not None
-        drawn = torch.randn(layout.shape, generator=draw)
+    for name, shape in tensor_shapes(raw):
         shift = 1.0 if name.endswith("norm.weight") else 0.0
-        tensors[name] = (drawn * (SPREAD if len(layout.shape) > 1 else 0.4) + shift).to(dtype)
+        spread = SPREAD if len(shape) > 1 else 0.4
+        tensors[name] = (torch.randn(shape, generator=draw) * spread + shift).to(dtype)
     write_config(raw, folder)
     save_file(tensors, folder / "model.safetensors")
     return folder

@@ -9,6 +9,7 @@ launches are free. Weights are read once a step, K and V once a row and step.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -83,12 +84,14 @@ class Limits:
     def attention(self, rows: Iterable[Row]) -> float:
         """Seconds of attention in all layers of a step."""
         one, total = self.config, 0.0
+        kinds = Counter(one.windows)
         for row in rows:
-            for window in one.windows:
+            for window, layers in kinds.items():
                 kept = min(row.context, (window or row.context) + row.queries - 1)
                 read = 2 * one.kv_heads * one.head_dim * self.form.kv * kept
                 operations = 4 * one.heads * one.head_dim * seen(row, window)
-                total += max(read / self.ceilings.bandwidth, operations / (self.ceilings.products * ATTENTION_SHARE))
+                rate = self.ceilings.products * ATTENTION_SHARE
+                total += layers * max(read / self.ceilings.bandwidth, operations / rate)
         return total
 
     def prompt(self, tokens: int, chunk: int) -> float:

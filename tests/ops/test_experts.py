@@ -64,7 +64,7 @@ def oracle(x_TD: Tensor, logits_TX: Tensor, experts: Experts) -> Tensor:
         for expert, weight in zip(chosen.tolist(), share, strict=True):
             inner = gate_up[expert] @ x_D
             inner += 0 if experts.gate_up_bias_XN is None else experts.gate_up_bias_XN[expert]
-            out = down[expert] @ ORACLE_ACTIVATIONS[experts.activation](inner[:INNER], inner[INNER:])
+            out = down[expert] @ ORACLE_ACTIVATIONS[experts.activation](*inner.chunk(2))
             y_TD[token] += weight * (out + (0 if experts.down_bias_XD is None else experts.down_bias_XD[expert]))
     return y_TD
 

@@ -16,7 +16,9 @@ from inference_stack.ops.implementation import TOKEN_ROWS, Implementation
 from inference_stack.ops.triton.settings import TritonSettings
 from inference_stack.ops.workspace import Workspace
 
-BUILDERS: Final[dict[str, str]] = {}
+BUILDERS: Final[dict[str, str]] = {
+    "experts": "inference_stack.ops.triton.experts:TritonExperts",
+}
 """For each op, module and attribute of what builds it from (workspace, settings). Loaded when the op has been chosen."""
 
 OLDEST: Final = (8, 0)

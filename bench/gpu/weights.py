@@ -66,7 +66,7 @@ def write_checkpoint(raw: dict[str, Any], folder: Path, place: Place) -> ModelFi
 
 
 def _write(parts: list[dict[str, tuple[int, ...]]], folder: Path, place: Place) -> None:
-    index = {}
+    index: dict[str, str] = {}
     for number, shapes in enumerate(parts):
         tensors = {
             name: (place.random(*shape, seed=number, dtype=torch.bfloat16) * 0.02).cpu()
@@ -121,9 +121,10 @@ def copy_rate(place: Place) -> float:
 def loads(place: Place, files: ModelFiles, report: Report) -> LoadedModel:
     """Load several times; the last model."""
     ceilings = {"read from page cache": read_rate(files), "copy to the device": copy_rate(place)}
-    loaded, times = None, []
+    loaded: LoadedModel | None = None
+    times: list[float] = []
     for _ in range(LOADS):
-        loaded = None
+        loaded = None  # or there would be two of them
         if place.on_card:
             torch.cuda.reset_peak_memory_stats(place.device)
         took, loaded = seconds(place, lambda: load_model(files, device=place.device))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from inference_stack.artifacts.catalogue import cache_folder
@@ -119,20 +120,22 @@ class Startup:
     def _load(self, entry: ModelEntry, ops: BoundOps) -> Loaded:
         folder, load_format = cache_folder(self._config.cache_dir), self._engine.load_format
         files = resolve(entry.model, folder, offline=True, load_format=load_format)
-        model = load_model(
-            files,
-            max_positions=self._engine.max_model_len,
-            dequantise=self._engine.weights == "float32",
-            prepare=ops.prepare,
-            device=self._device.torch_device,
-        )
+        with ThreadPoolExecutor(1, "vocabulary") as aside:
+            vocabulary = aside.submit(vocabulary_digest, files)
+            model = load_model(
+                files,
+                max_positions=self._engine.max_model_len,
+                dequantise=self._engine.weights == "float32",
+                prepare=ops.prepare,
+                device=self._device.torch_device,
+            )
         context = model.model.max_positions
         return Loaded(
             name=entry.name or files.name,
             model=model,
             groups=model.model.kv_groups(self._engine.kv_dtype),
             longest=min(self._engine.max_model_len or context, context),
-            vocabulary=vocabulary_digest(files),
+            vocabulary=vocabulary.result(),
         )
 
     def _allocate(self, loaded: Sequence[Loaded]) -> Arena:

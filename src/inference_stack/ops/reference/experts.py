@@ -44,18 +44,21 @@ class GroupedExperts:
     def __call__(self, x_TD: Tensor, router_logits_TX: Tensor, experts: Experts) -> Tensor:
         """y_TD fp32."""
         self.prepare(experts)
-        gate_up, down = experts.gate_up, experts.down
-        assert isinstance(gate_up, tuple) and isinstance(down, tuple)
         index_TK, weight_TK = route(router_logits_TX, experts.top_k, experts.normalised)
         y_TD = self._workspace.take_like(x_TD, x_TD.shape, torch.float32).zero_()
         for expert, tokens_N, ranks_N in _groups(index_TK):
-            x_ND = self._workspace.take_like(x_TD, (len(tokens_N), x_TD.shape[1]), x_TD.dtype)
-            torch.index_select(x_TD, 0, tokens_N, out=x_ND)
-            inner_NI = self._activated(self._linear(x_ND, gate_up[expert]), experts)
-            out_ND = self._linear(inner_NI, down[expert])
-            out_ND.mul_(weight_TK[tokens_N, ranks_N, None])
-            y_TD.index_add_(0, tokens_N, out_ND)
+            out_ND = self._expert(x_TD, tokens_N, experts, expert)
+            y_TD.index_add_(0, tokens_N, out_ND.mul_(weight_TK[tokens_N, ranks_N, None]))
+            del out_ND  # so that every expert finds the workspace as the first one did
         return y_TD
+
+    def _expert(self, x_TD: Tensor, tokens_N: Tensor, experts: Experts, expert: int) -> Tensor:
+        """What one expert makes of some tokens."""
+        gate_up, down = experts.gate_up, experts.down
+        assert isinstance(gate_up, tuple) and isinstance(down, tuple)
+        x_ND = self._workspace.take_like(x_TD, (len(tokens_N), x_TD.shape[1]), x_TD.dtype)
+        torch.index_select(x_TD, 0, tokens_N, out=x_ND)
+        return self._linear(self._activated(self._linear(x_ND, gate_up[expert]), experts), down[expert])
 
     def prepare(self, experts: Experts) -> None:
         """Make one prepared projection of every expert's part, in place of stacked weights."""

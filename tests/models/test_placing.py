@@ -22,6 +22,7 @@ from inference_stack.artifacts.ranges import RangeReader
 from inference_stack.core.errors import InferenceError
 from inference_stack.models.cuda_lane import placer_for
 from inference_stack.models.loader import load_model
+from inference_stack.models.parameters import parameters
 from inference_stack.models.placing import HostPlacer, Ring, StagedPlacer
 from inference_stack.models.safetensors_source import SafetensorsSource
 from inference_stack.ops.api import Linear, Quantised
@@ -275,6 +276,14 @@ def test_a_staged_model_is_the_direct_one(
     lane: LateLane, tmp_path: Path, family: str, dtype: torch.dtype | None
 ) -> None:
     same(tiny.save(tiny.make(family).bfloat16(), tmp_path), lane, dtype=dtype)
+
+
+@pytest.mark.parametrize("family", ["qwen3-moe-mixed", "gpt-oss"])
+def test_staged_experts_are_the_direct_ones(lane: LateLane, tmp_path: Path, family: str) -> None:
+    files = tiny.save(tiny.make(family).bfloat16(), tmp_path)
+    direct, staged = parameters(load_model(files)), parameters(load_model(files, placer=small(lane)))
+    assert len(direct) == len(staged)
+    assert all(torch.equal(one, other) for one, other in zip(direct, staged, strict=True))
 
 
 @pytest.mark.parametrize("dequantise", [False, True])

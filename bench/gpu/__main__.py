@@ -44,6 +44,12 @@ def parser() -> argparse.ArgumentParser:
     section.add_argument("--name", required=True)
     section.add_argument("--model", type=Path)
     section.set_defaults(run=_section)
+    weights = commands.add_parser("weights", parents=[shared], help="loading, sleep and wake")
+    weights.add_argument("--layers", type=int, default=0, help="fewer layers than the shape has")
+    weights.set_defaults(run=_weights)
+    ops = commands.add_parser("ops", parents=[shared, kernels], help="single ops beside the limits of the same run")
+    ops.add_argument("--only", default="", help="attention, linear, experts, rows: some of them, separated by commas")
+    ops.set_defaults(run=_ops)
     engine = commands.add_parser(
         "engine", parents=[shared, kernels], help="random weights of real shapes, beside limits"
     )
@@ -54,7 +60,17 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--bandwidth", type=float, required=True, help="bytes a second")
     model.add_argument("--products", type=float, required=True, help="operations a second")
     model.set_defaults(run=_model)
-    for one in (engine, model):
+    peer = commands.add_parser("peer", parents=[shared, kernels], help="beside other engines on the same card")
+    peer.add_argument("--name", default="llama-3.1-8b", help="the shape")
+    peer.set_defaults(run=_peer)
+    single = commands.add_parser("peer-engine", parents=[shared, kernels], help="one engine of peer, for its process")
+    single.add_argument("--engine", choices=("ours", "transformers", "vllm"), required=True)
+    single.add_argument("--name", required=True)
+    single.set_defaults(run=_peer_engine)
+    plots = commands.add_parser("plots", parents=[shared], help="pictures of result files")
+    plots.add_argument("results", nargs="+", type=Path)
+    plots.set_defaults(run=_plots)
+    for one in (engine, model, peer, single):
         one.add_argument(
             "--deterministic", action="store_true", help="one order of sums, as the product does by default"
         )
@@ -88,6 +104,24 @@ def _section(asked: argparse.Namespace, place: Place, given: list[str]) -> int:
     return 0
 
 
+def _weights(asked: argparse.Namespace, place: Place, given: list[str]) -> int:
+    from bench.gpu.weights import weights
+
+    report = Report("weights", place, given, asked.out)
+    right = weights(place, report, layers=asked.layers)
+    report.close("what", "value", "unit", "remark")
+    return 0 if right else 1
+
+
+def _ops(asked: argparse.Namespace, place: Place, given: list[str]) -> int:
+    from bench.gpu.tune import bench_ops
+
+    report = Report("ops", place, given, asked.out)
+    bench_ops(place, report, Budget(asked.minutes), asked.kernels, asked.only)
+    report.close("op", "µs", "limit", "of the limit", "reached")
+    return 0
+
+
 def _engine(asked: argparse.Namespace, place: Place, given: list[str]) -> int:
     from bench.gpu.engine import bench_engine
 
@@ -107,6 +141,39 @@ def _model(asked: argparse.Namespace, place: Place, given: list[str]) -> int:
     settings = {"deterministic": asked.deterministic, "kv_dtype": asked.kv_dtype}
     bench_model(place, report, Budget(asked.minutes), asked.name, asked.kernels, ceilings, settings)
     report.write()
+    return 0
+
+
+def _peer(asked: argparse.Namespace, place: Place, given: list[str]) -> int:
+    from bench.gpu.peer import compare
+
+    report = Report("peer", place, given, asked.out)
+    ours = [
+        "--kernels",
+        asked.kernels,
+        "--kv-dtype",
+        asked.kv_dtype,
+        *(["--deterministic"] if asked.deterministic else []),
+    ]
+    compare(place, report, Budget(asked.minutes), asked.name, ours)
+    report.close("engine", "requests × prompt + answer", "tokens/s", "ours / theirs", "note")
+    return 0
+
+
+def _peer_engine(asked: argparse.Namespace, place: Place, given: list[str]) -> int:
+    from bench.gpu.peer import run_engine
+
+    ours = {"kernels": asked.kernels, "kv_dtype": asked.kv_dtype, "deterministic": asked.deterministic}
+    asked.out.write_text(json.dumps(run_engine(place, asked.engine, asked.name, ours)))
+    return 0
+
+
+def _plots(asked: argparse.Namespace, place: Place, given: list[str]) -> int:
+    from bench.gpu.plots import draw
+
+    for path in asked.results:
+        for made in draw(path, asked.out or path.parent):
+            print(made)
     return 0
 
 

@@ -11,6 +11,7 @@ from bench.gpu.place import Place
 from torch import Tensor
 
 from inference_stack.ops.facade import BoundOps
+from inference_stack.ops.implementation import TOKEN_ROWS, TRANSPOSED_KEYS
 from inference_stack.ops.registry import OPS, build_ops, gpu_registry
 from inference_stack.ops.triton.settings import TritonSettings
 from inference_stack.ops.workspace import Rows, Workspace
@@ -66,6 +67,11 @@ class Bench:
     def graphs(self, op: str) -> bool:
         """Whether an op is ours for GPUs, which reads lengths on the device, so that steps can be recorded."""
         return self.ops().explain()[op].startswith("triton:")
+
+    @property
+    def layout(self) -> str:
+        """How the ops that read and write KV memory lay it out."""
+        return TOKEN_ROWS if self.graphs("attend") else TRANSPOSED_KEYS
 
     def modes(self, op: str) -> tuple[bool, ...]:
         """Values of `deterministic` that make a difference to an op."""

@@ -118,7 +118,7 @@ def filled(bench: Bench, case: Case, parts: Sequence[Part]) -> Cache:
         name="kv", layers=(0,), kv_heads=kv_heads, head_dim=width, dtype=case.dtype, window=case.window
     )  # fmt: skip
     rows, most = max(part.row for part in parts) + 1, max(part.stop for part in parts)
-    cache = Cache(spec, TORCH_DTYPES[case.dtype], rows, most, bench.place.device, case.spare)
+    cache = Cache(spec, TORCH_DTYPES[case.dtype], rows, most, bench.place.device, case.spare, bench.layout)
     draw = torch.Generator().manual_seed(20)
     for part in parts:
         k, v = (torch.randn(part.stop, kv_heads, width, generator=draw) for _ in "kv")

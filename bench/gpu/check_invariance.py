@@ -118,7 +118,7 @@ def _one(bench: Bench, heads: tuple[int, int, int], length: int, window: int | N
     """One sequence, all of which is known."""
     name = kv_types(bench)[0]
     spec = KvGroupSpec(name="kv", layers=(0,), kv_heads=heads[1], head_dim=heads[2], dtype=name, window=window)
-    cache = Cache(spec, TORCH_DTYPES[name], 1, length, bench.place.device)
+    cache = Cache(spec, TORCH_DTYPES[name], 1, length, bench.place.device, layout=bench.layout)
     draw = torch.Generator().manual_seed(91)
     cache.store(0, *(torch.randn(length, heads[1], heads[2], generator=draw) for _ in "kv"))
     return cache

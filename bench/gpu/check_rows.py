@@ -103,7 +103,7 @@ def _heads(bench: Bench, q_heads: int, kv_heads: int, width: int, normed: bool) 
 
 def _rope(bench: Bench, found: Findings, title: str, heads: HeadSpec, name: str) -> None:
     spec = KvGroupSpec(name="kv", layers=(0,), kv_heads=heads.kv_heads, head_dim=heads.head_dim, dtype=name)
-    cache = Cache(spec, TORCH_DTYPES[name], 3, 70, bench.place.device)
+    cache = Cache(spec, TORCH_DTYPES[name], 3, 70, bench.place.device, layout=bench.layout)
     parts = [Part(0, 0, 33), Part(1, 15, 16), Part(2, 30, 47)]
     step = cache.step(parts)
     qkv = bench.random(len(step.tokens_T), (heads.q_heads + 2 * heads.kv_heads) * heads.head_dim, seed=9)

@@ -18,7 +18,6 @@ import torch
 from bench.gpu.bound import Kernels
 from bench.gpu.house import open_house, write_config
 from bench.gpu.limits import Ceilings, Limits, form_of
-from bench.gpu.loading import load_rate
 from bench.gpu.place import Place, apart
 from bench.gpu.probe import probe
 from bench.gpu.report import Budget, Report
@@ -58,8 +57,6 @@ def bench_engine(
                 json.loads(out.read_text()) if out.is_file() else {"error": "the process died; its output says why"}
             )
             report.put("models", found)
-    if budget.fits(report, "loading weights", 0.0 if place.tiny else 45.0):
-        report.put("loading", load_rate(place, Path(tempfile.gettempdir()), kernels))
     _summary(report, found)
 
 
@@ -125,6 +122,3 @@ def _summary(report: Report, found: dict[str, Any]) -> None:
             report.rows[-1].append(str(result.get("note") or result.get("error") or ""))
         if "measured" not in one:
             report.rows.append([name, "start", "", "", "", str(one.get("error", "nothing was measured"))])
-    loading = report.data.get("loading")
-    if loading is not None:
-        report.rows.append(["weights", "from page cache", f"{loading['gb_per_s']:.1f} GB/s", "", "", ""])

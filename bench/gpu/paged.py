@@ -2,7 +2,7 @@
 
     arena   0xFF … │ unit of some block │ 0xFF … │ unit of another │ …       0xFF is NaN in every float type
 
-K and V are put there by this file, so that attention is checked without the op that stores them.
+K and V are put there by this file, in the layout that the op wants, so that attention is checked without the op that stores them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 from inference_stack.core.kv_spec import KvGroupSpec
 from inference_stack.core.request import BLOCK_TOKENS
 from inference_stack.ops.api import GroupTable, KvLayer, StepInputs
+from inference_stack.ops.implementation import TOKEN_ROWS, TRANSPOSED_KEYS
 from inference_stack.ops.reference.kv_codec import decode, encode
 
 GRANULES = 4
@@ -42,7 +43,9 @@ class Cache:
         most: int,
         device: torch.device,
         spare: int = 0,
+        layout: str = TRANSPOSED_KEYS,
     ) -> None:
+        self._token_rows = layout == TOKEN_ROWS
         self.blocks = -(-most // BLOCK_TOKENS)
         unit, granule = spec.unit_bytes, spec.unit_bytes // GRANULES
         first = -(-spare // unit)
@@ -65,8 +68,11 @@ class Cache:
         bytes_BGX = units.view(blocks, kv.kv_heads, -1)
         (keys, key_scales), (values, value_scales) = (encode(x.float(), kv.dtype) for x in (k_LGE, v_LGE))
         width = kv.head_dim * BLOCK_TOKENS * kv.dtype.itemsize
-        _put(bytes_BGX[..., :width], keys, True)
-        _put(bytes_BGX[..., width : 2 * width], values, False)
+        if self._token_rows:
+            _put(bytes_BGX[..., : 2 * width], torch.cat([keys, values], dim=-1), False)
+        else:
+            _put(bytes_BGX[..., :width], keys, True)
+            _put(bytes_BGX[..., width : 2 * width], values, False)
         if key_scales is not None and value_scales is not None:
             half = BLOCK_TOKENS * 2
             _put(bytes_BGX[..., 2 * width : 2 * width + half], key_scales, False)
@@ -82,8 +88,12 @@ class Cache:
         if kv.dtype == torch.int8:
             places = (slice(2 * width, 2 * width + half), slice(2 * width + half, None))
             scales = [_take(bytes_BGX[..., place], torch.float16, False)[:length] for place in places]
-        k = decode(_take(bytes_BGX[..., :width], kv.dtype, True)[:length], scales[0])
-        v = decode(_take(bytes_BGX[..., width : 2 * width], kv.dtype, False)[:length], scales[1])
+        if self._token_rows:
+            keys, values = _take(bytes_BGX[..., : 2 * width], kv.dtype, False).chunk(2, dim=-1)
+        else:
+            keys = _take(bytes_BGX[..., :width], kv.dtype, True)
+            values = _take(bytes_BGX[..., width : 2 * width], kv.dtype, False)
+        k, v = decode(keys[:length], scales[0]), decode(values[:length], scales[1])
         return k.double(), v.double()
 
     def step(self, parts: Sequence[Part], padding: int = 0, graph: bool = False) -> StepInputs:

@@ -1,0 +1,277 @@
+"""`python -m bench.gpu ops`: single ops at the sizes that models have, each beside the least time that it can take.
+
+The limit of an op is the larger of its bytes over the bandwidth and its operations over the rate of products, both measured in
+the same run. Inputs take turns, so that nothing is read from a cache. Short ops are replayed as graphs, as decode steps are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from bench.gpu.bound import Bench, Kernels
+from bench.gpu.check_linear import Sides, experts, quantised
+from bench.gpu.check_rows import kv_types
+from bench.gpu.check_sampler import inputs, moved
+from bench.gpu.limits import ATTENTION_SHARE, Ceilings, Row, seen
+from bench.gpu.paged import Cache, Part
+from bench.gpu.place import Place
+from bench.gpu.probe import probe
+from bench.gpu.report import Budget, Report
+from bench.gpu.timing import replayed, sets_for, timed
+from torch import Tensor
+
+from inference_stack.core.kv_spec import KvGroupSpec
+from inference_stack.engine.arena import TORCH_DTYPES
+from inference_stack.ops.api import Experts, HeadSpec, Linear, Quantised, Rope
+from inference_stack.ops.facade import BoundOps
+
+HEADS = (32, 8, 128)
+DECODES = ((1, 1024), (8, 1024), (32, 1024), (128, 1024), (256, 1024), (1, 32768), (8, 8192))
+VERIFIES = ((32, 1024, 5),)
+PROMPTS = ((0, 512), (0, 2048), (0, 8192), (6144, 8192), (30720, 32768))
+"""First position, and last one but one, of one row."""
+PROJECTIONS = {
+    "qkv": Sides(6144, 4096),
+    "out": Sides(4096, 4096),
+    "gate_up": Sides(28672, 4096),
+    "down": Sides(4096, 14336),
+}
+HEAD = Sides(128256, 4096)
+ROWS = (1, 8, 32, 128, 256, 2048)
+SECONDS = 2.5
+"""About what one measurement takes, compiling included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """Where results go, and the ceilings they are measured against."""
+
+    bench: Bench
+    report: Report
+    budget: Budget
+    ceilings: Ceilings
+
+    def time(
+        self,
+        name: str,
+        work: Callable[[int], object],
+        turns: int,
+        nbytes: float,
+        operations: float = 0.0,
+        share: float = 1.0,
+        graph: bool = True,
+    ) -> None:
+        """Time `work`, which moves so many bytes at least and does so many operations, these at a share of the rate.
+
+        `graph`: it can be recorded; what cannot has launches from the host in its time.
+        """
+        place = self.bench.place
+        if not self.budget.fits(self.report, name, 0.0 if place.tiny else SECONDS):
+            return
+        by_bytes, by_products = nbytes / self.ceilings.bandwidth, operations / (self.ceilings.products * share)
+        limit = max(by_bytes, by_products)
+        try:
+            record = graph and limit < 1e-3
+            found = replayed(work, place, min(turns, 16)) if record else timed(work, place, turns)
+        except Exception as error:  # one op that cannot must not hide the others
+            self.report.skip(name, f"{type(error).__name__}: {error}"[:300])
+            return
+        reached = f"{nbytes / found.seconds / 1e9:,.0f} GB/s"
+        if by_products > by_bytes:
+            reached = f"{operations / found.seconds / 1e12:,.1f} TFLOP/s"
+        results = self.report.data.setdefault("ops", {})
+        results[name] = found.plain() | {
+            "limit": limit, "ratio": limit / found.seconds, "bytes": nbytes, "operations": operations,
+        }  # fmt: skip
+        self.report.write()
+        self.report.row(name, found.seconds * 1e6, limit * 1e6, f"{limit / found.seconds:.0%}", reached)
+
+
+def bench_ops(place: Place, report: Report, budget: Budget, kernels: Kernels, only: str) -> None:
+    """All families of ops, or some, in both modes where these differ."""
+    families: dict[str, Callable[[Meter, BoundOps, str], None]] = {
+        "attention": _attention, "linear": _linear, "experts": _experts, "rows": _rows,
+    }  # fmt: skip
+    asked = only.split(",") if only else list(families)
+    if unknown := set(asked) - set(families):
+        raise SystemExit(f"no family {', '.join(unknown)}; there are {', '.join(families)}")
+    meter = Meter(Bench(place, kernels), report, budget, probe(place, report, quick=True))
+    report.put("kernels", meter.bench.ops(spoilt=False).explain())
+    report.rows.clear()
+    with torch.inference_mode():
+        for family in asked:
+            op = {"attention": "attend", "rows": "rmsnorm"}.get(family, family)
+            for deterministic in meter.bench.modes(op) if family != "rows" else (False,):
+                title = ", deterministic" if deterministic and meter.bench.graphs(op) else ""
+                families[family](meter, meter.bench.ops(deterministic, spoilt=False), title)
+
+
+def _attention(meter: Meter, ops: BoundOps, title: str) -> None:
+    tiny = meter.bench.place.tiny
+    heads = (4, 2, 32) if tiny else HEADS
+    for name in kv_types(meter.bench):
+        decodes = ((2, 40),) if tiny else DECODES if name == kv_types(meter.bench)[0] else DECODES[2:4]
+        for batch, context in decodes:
+            _decode(
+                meter, ops, f"attention, {batch} rows of {context}, KV {name}{title}", heads, name, (batch, context, 1)
+            )
+    own = kv_types(meter.bench)[0]
+    for batch, context, queries in ((2, 40, 3),) if tiny else VERIFIES:
+        label = f"attention, {batch} rows of {context}, {queries} queries each{title}"
+        _decode(meter, ops, label, heads, own, (batch, context, queries))
+    for start, stop in ((8, 40),) if tiny else PROMPTS:
+        _prompt(meter, ops, f"attention, positions {start} to {stop} of a prompt{title}", heads, own, start, stop)
+
+
+def _random_cache(meter: Meter, heads: tuple[int, int, int], name: str, rows: int, most: int) -> Cache:
+    """Memory that is full of finite numbers."""
+    spec = KvGroupSpec(name="kv", layers=(0,), kv_heads=heads[1], head_dim=heads[2], dtype=name)
+    cache = Cache(spec, TORCH_DTYPES[name], rows, most, meter.bench.place.device, layout=meter.bench.layout)
+    if cache.kv.dtype.itemsize == 1:  # bytes that are finite in fp8, and in the scales of int8
+        cache.kv.arena.random_(0, 100, generator=meter.bench.place.generator(5))
+    else:
+        cache.kv.arena.view(cache.kv.dtype).normal_(generator=meter.bench.place.generator(5))
+    return cache
+
+
+def _decode(
+    meter: Meter, ops: BoundOps, title: str, heads: tuple[int, int, int], name: str, size: tuple[int, int, int]
+) -> None:
+    batch, context, queries = size
+    spec = KvGroupSpec(name="kv", layers=(0,), kv_heads=heads[1], head_dim=heads[2], dtype=name)
+    nbytes = batch * context * spec.unit_bytes / 16
+    turns = min(sets_for(int(nbytes), meter.bench.place), 16)
+    cache = _random_cache(meter, heads, name, batch * turns, context)
+    graph = meter.bench.graphs("attend") and queries == 1
+    steps = []
+    for turn in range(turns):
+        parts = [Part(turn * batch + row, context - queries, context) for row in range(batch)]
+        steps.append(cache.step(parts, graph=graph))
+    q = meter.bench.random(batch * queries, heads[0], heads[2], seed=6)
+    operations = 4 * heads[0] * heads[2] * batch * seen(Row(queries, context), None)
+    scale = heads[2] ** -0.5
+    work = lambda turn: ops.attend(q, cache.kv, steps[turn], scale)  # noqa: E731
+    meter.time(title, work, turns, nbytes + 2 * q.nbytes, operations, graph=graph)
+
+
+def _prompt(
+    meter: Meter, ops: BoundOps, title: str, heads: tuple[int, int, int], name: str, start: int, stop: int
+) -> None:
+    cache = _random_cache(meter, heads, name, 2, stop)
+    steps = [cache.step([Part(row, start, stop)]) for row in range(2)]
+    q = meter.bench.random(stop - start, heads[0], heads[2], seed=6)
+    operations = 4 * heads[0] * heads[2] * seen(Row(stop - start, stop), None)
+    nbytes = stop * cache.kv.unit_bytes / 16 + 2 * q.nbytes
+    scale = heads[2] ** -0.5
+    meter.time(title, lambda turn: ops.attend(q, cache.kv, steps[turn], scale), 2, nbytes, operations, ATTENTION_SHARE)
+
+
+def _linear(meter: Meter, ops: BoundOps, title: str) -> None:
+    bench = meter.bench
+    projections = {"out": Sides(48, 64)} if bench.place.tiny else PROJECTIONS
+    for name, sides in projections.items():
+        for form in ("dense", "w4"):
+            _projection(meter, ops, f"{name} {sides.outputs}×{sides.inputs}, {form}{title}", sides, form)
+    if not bench.place.tiny:
+        _projection(meter, ops, f"head {HEAD.outputs}×{HEAD.inputs}, dense{title}", HEAD, "dense")
+
+
+def _projection(meter: Meter, ops: BoundOps, title: str, sides: Sides, form: str) -> None:
+    bench, place = meter.bench, meter.bench.place
+    turns = min(
+        sets_for(sides.outputs * sides.inputs * (2 if form == "dense" else 1) // (1 if form == "dense" else 2), place),
+        8,
+    )
+    linears: list[Linear] = []
+    for turn in range(turns):
+        weight: Tensor | Quantised
+        if form == "dense":
+            weight = bench.random(sides.outputs, sides.inputs, seed=turn) * 0.02
+        else:
+            weight = quantised(bench, sides, 4, 32 if place.tiny else 128)
+        linears.append(Linear(weight=weight))
+    nbytes = linears[0].weight.nbytes
+    for linear in linears:
+        ops.prepare(linear)
+    for rows in (1, 3) if place.tiny else ROWS:
+        x = bench.random(rows, sides.inputs, seed=50 + rows)
+        moved_bytes = nbytes + x.nbytes + rows * sides.outputs * x.element_size()
+        operations = 2 * rows * sides.outputs * sides.inputs
+        work = _applied(ops, x, linears)
+        meter.time(f"{title}, {rows} rows", work, turns, moved_bytes, operations)
+
+
+def _applied(ops: BoundOps, x: Tensor, linears: Sequence[Linear]) -> Callable[[int], object]:
+    return lambda turn: ops.linear(x, linears[turn])
+
+
+def _experts(meter: Meter, ops: BoundOps, title: str) -> None:
+    """Qwen3-30B-A3B's, tokens spread evenly."""
+    bench, tiny = meter.bench, meter.bench.place.tiny
+    count, width, inner, top_k = (4, 64, 32, 2) if tiny else (128, 2048, 768, 8)
+    given: Experts = experts(bench, (count, width, inner), "dense", True, top_k)
+    one = 3 * width * inner * bench.type.itemsize
+    ops.prepare(given)
+    for rows in (1, 3) if tiny else ROWS:
+        x = bench.random(rows, width, seed=71)
+        logits = bench.place.random(rows, count, seed=72 + rows, dtype=torch.float32)
+        touched = int(logits.topk(top_k, dim=-1).indices.unique().numel())
+        operations = 2 * 3 * width * inner * top_k * rows
+        work = _routed(ops, x, logits, given)
+        meter.time(f"experts {count}×{inner}, {rows} tokens{title}", work, 1, touched * one + 2 * x.nbytes, operations)
+
+
+def _routed(ops: BoundOps, x: Tensor, logits: Tensor, given: Experts) -> Callable[[int], object]:
+    return lambda _: ops.experts(x, logits, given)
+
+
+def _rows(meter: Meter, ops: BoundOps, title: str) -> None:
+    """What is only bytes: norms, activations, rotary positions with the store of KV, sampling."""
+    bench, place = meter.bench, meter.bench.place
+    width, inner, vocabulary = (64, 96, 331) if place.tiny else (4096, 14336, 128256)
+    heads = (4, 2, 32) if place.tiny else HEADS
+    weight = place.random(width, seed=1, dtype=torch.float32)
+    for rows in (1, 3) if place.tiny else (1, 32, 256, 2048):
+        turns = min(sets_for(rows * width * bench.type.itemsize, place), 16)
+        xs = [bench.random(rows, width, seed=turn) for turn in range(turns)]
+        both = [bench.random(rows, 2 * inner, seed=turn) for turn in range(min(turns, 4))]
+        size = xs[0].nbytes
+        meter.time(f"rmsnorm, {rows} rows", _with(lambda x: ops.rmsnorm(x, weight, 1e-5), xs), turns, 2 * size)
+        added = _with(lambda x, other=xs[0]: ops.add_rmsnorm(x, other, weight, 1e-5), xs)  # type: ignore[misc]
+        meter.time(f"add_rmsnorm, {rows} rows", added, turns, 4 * size)
+        gated = _with(lambda x: ops.act_mul(x, "silu"), both)
+        meter.time(f"act_mul, {rows} rows", gated, len(both), 1.5 * both[0].nbytes)
+        _rope(meter, ops, rows, heads)
+        if rows <= 256:
+            _sample(meter, ops, rows, vocabulary)
+
+
+def _with(work: Callable[[Tensor], object], given: Sequence[Tensor]) -> Callable[[int], object]:
+    return lambda turn: work(given[turn])
+
+
+def _rope(meter: Meter, ops: BoundOps, rows: int, heads: tuple[int, int, int]) -> None:
+    device, name = meter.bench.place.device, kv_types(meter.bench)[0]
+    cache = _random_cache(meter, heads, name, rows, 32)
+    angle = torch.randn(64, heads[2]).to(device)
+    rope = Rope(cos_PE=angle.cos(), sin_PE=angle.sin())
+    spec = HeadSpec(q_heads=heads[0], kv_heads=heads[1], head_dim=heads[2], rope=rope)
+    step = cache.step([Part(row, 17, 18) for row in range(rows)], graph=meter.bench.graphs("rope_store"))
+    qkv = meter.bench.random(rows, (heads[0] + 2 * heads[1]) * heads[2], seed=3)
+    meter.time(f"rope_store, {rows} rows", lambda _: ops.rope_store(qkv, spec, cache.kv, step), 1, 2 * qkv.nbytes)
+
+
+def _sample(meter: Meter, ops: BoundOps, rows: int, vocabulary: int) -> None:
+    place = meter.bench.place
+    logits = meter.bench.random(rows, vocabulary, seed=4)
+    warm = torch.full((rows,), 0.8)
+    kinds = {
+        "greedy": inputs(rows), "random": inputs(rows, temperature_S=warm),
+        "top-p": inputs(rows, temperature_S=warm, top_p_S=warm + 0.1), "logprobs": inputs(rows, top_S=torch.full((rows,), 5)),
+    }  # fmt: skip
+    for name, given in kinds.items():
+        there = moved(given, place.device)
+        work: Callable[[int], object] = lambda _, there=there: ops.sample(logits, there)  # type: ignore[misc]  # noqa: E731
+        meter.time(f"sample {name}, {rows} rows", work, 1, logits.nbytes, graph=False)

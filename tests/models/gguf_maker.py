@@ -22,6 +22,8 @@ ARCHITECTURES = {
     "qwen2": gguf.MODEL_ARCH.QWEN2,
     "qwen3": gguf.MODEL_ARCH.QWEN3,
     "gemma3_text": gguf.MODEL_ARCH.GEMMA3,
+    "mixtral": gguf.MODEL_ARCH.LLAMA,
+    "qwen3_moe": gguf.MODEL_ARCH.QWEN3MOE,
 }
 
 RANDOM_SIZES = {"Q4_K": 1e-4, "Q5_K": 5e-5, "Q6_K": 1e-4}
@@ -43,6 +45,9 @@ def write(model: PreTrainedModel, path: Path, quantisation: Kind | Choose) -> Mo
     _metadata(writer, model.config)
     names = gguf.get_tensor_name_map(architecture, model.config.num_hidden_layers)
     for name, parameter in model.named_parameters():
+        if ".mlp.experts." in name:
+            _add_experts(writer, name, parameter, choose(name))
+            continue
         own = names.get_name(name, try_suffixes=(".weight", ".bias"))
         values = _converted(name, parameter.detach().numpy(), model.config)
         if values.ndim == 1:
@@ -63,6 +68,18 @@ def write(model: PreTrainedModel, path: Path, quantisation: Kind | Choose) -> Mo
     return resolve(str(path), path.parent)
 
 
+def _add_experts(writer: gguf.GGUFWriter, name: str, parameter: torch.nn.Parameter, kind: Kind) -> None:
+    """A stack [X, N, K] of experts; gate and up apart."""
+    layer = name.split(".")[2]
+    parts = ("gate", "up") if name.endswith("gate_up_proj") else ("down",)
+    kept = []
+    for part, values in zip(parts, parameter.detach().chunk(len(parts), dim=1), strict=True):
+        raw = quantize(values.contiguous().numpy(), kind)
+        writer.add_tensor(f"blk.{layer}.ffn_{part}_exps.weight", raw, raw_dtype=kind)
+        kept.append(torch.from_numpy(dequantize(raw, kind).astype(np.float32).reshape(values.shape)))
+    parameter.data = torch.cat(kept, dim=1)
+
+
 def _packed(values: np.ndarray, kind: Kind) -> np.ndarray:
     if kind.name in RANDOM_SIZES:
         return random_blocks(kind, *values.shape, size=RANDOM_SIZES[kind.name], seed=values.size)
@@ -77,6 +94,11 @@ def _metadata(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if getattr(config, "num_local_experts", None):
+        writer.add_expert_count(config.num_local_experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+    if getattr(config, "moe_intermediate_size", None):
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     writer.add_eos_token_id(2)
     writer.add_eot_token_id(5)
     if getattr(config, "head_dim", None):

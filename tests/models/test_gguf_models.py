@@ -21,6 +21,7 @@ from tests.models.reference import ops
 WIDE = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 32}
 FAMILIES = ["llama", "llama-tied-mqa", "llama-biased", "llama3-rope", "llama-yarn", "llama-linear-rope", "mistral-full",
             "qwen3", "gemma3-pattern"]  # fmt: skip
+MIXTURES = {"mixtral": {}, "qwen3-moe": {"moe_intermediate_size": 32, "head_dim": 32}}
 NARROW_FAMILIES = ["qwen2", "qwen2-yarn"]
 
 
@@ -30,16 +31,29 @@ def make(family: str) -> tiny.PreTrainedModel:
         return tiny.make("gemma3", **WIDE, num_hidden_layers=7, sliding_window_pattern=6, query_pre_attn_scalar=32)
     if family in NARROW_FAMILIES:
         return tiny.make(family, hidden_size=64, intermediate_size=96)
-    return tiny.make(family, **WIDE)
+    return tiny.make(family, **(WIDE | MIXTURES.get(family, {})))
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, *NARROW_FAMILIES])
+@pytest.mark.parametrize("family", [*FAMILIES, *NARROW_FAMILIES, *MIXTURES])
 def test_logits_equal_transformers(family: str, tmp_path: Path) -> None:
     oracle = make(family)
     model = load_model(gguf_maker.write(oracle, tmp_path / "m.gguf", Quantisation.F32)).model
     prompt = tiny.tokens(50, seed=3)
     logits_TV = PagedModel(model, ops(), rows=1, max_tokens=64).step([prompt])
     torch.testing.assert_close(logits_TV, tiny.oracle_logits(oracle, prompt), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_quantised_experts_are_read_one_by_one(family: str, tmp_path: Path) -> None:
+    oracle = make(family)
+    files = gguf_maker.write(oracle, tmp_path / "m.gguf", Quantisation.Q8_0)
+    prompt = tiny.tokens(30, seed=3)
+    dense, kept = load_model(files, dequantise=True), load_model(files)
+    logits_TV = PagedModel(dense.model, ops(), rows=1, max_tokens=64).step([prompt])
+    torch.testing.assert_close(logits_TV, tiny.oracle_logits(oracle, prompt), rtol=1e-4, atol=1e-4)
+    gate_up = kept.experts[0].gate_up
+    assert isinstance(gate_up, tuple) and isinstance(gate_up[0].weight, Quantised)
+    assert kept.quantisation == "w8g32 from Q8_0"
 
 
 TYPES = {

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from inference_stack.artifacts.files import ModelFiles
 from inference_stack.core.errors import InferenceError
 from inference_stack.core.kv_spec import KvGroupSpec
+from inference_stack.models.gguf_config import GGUF_ARCHITECTURES
 from inference_stack.models.loader import load_model, read_config, state_dict
 from inference_stack.models.registry import ARCHITECTURES, supported
 from inference_stack.ops.api import Linear
@@ -52,7 +53,7 @@ def refusal(files: ModelFiles) -> str:
 
 
 def test_every_architecture_a_file_may_name_has_a_class() -> None:
-    assert set(ARCHITECTURES) >= set(supported()["gguf"])
+    assert set(ARCHITECTURES) >= set(GGUF_ARCHITECTURES.values())
     assert len(supported()["huggingface"]) == len(ARCHITECTURES)
 
 

@@ -13,8 +13,10 @@ import numpy as np
 from inference_stack.artifacts.gguf import GgufFile
 from inference_stack.core.errors import unsupported_model
 from inference_stack.models.config import (
+    MAX_EXPERTS,
     MAX_LAYERS,
     MAX_POSITIONS,
+    ExpertsConfig,
     ModelConfig,
     Raw,
     RopeConfig,
@@ -26,7 +28,14 @@ from inference_stack.models.config import (
     positive,
 )
 
-GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
+GGUF_ARCHITECTURES = {
+    "llama": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gemma3": "gemma3",
+    "qwen3moe": "qwen3_moe",
+}
+"""Ours, by the name in the file. A llama with experts is Mixtral."""
 SCALINGS: dict[str, RopeKind] = {"none": "default", "linear": "linear", "yarn": "yarn"}
 GEMMA3_LOCAL_THETA = 10000.0
 GEMMA3_PATTERN = 6
@@ -45,13 +54,13 @@ def config_from_gguf(gguf: GgufFile) -> ModelConfig:
     if integer(gguf.metadata, "split.count", 1) > 1:
         raise unsupported_model(f"{gguf.path} is one part of a split GGUF; merge the parts into one file first.")
     raw = _own_keys(gguf.metadata, architecture)
-    _refuse_experts(raw)
+    experts = _experts(gguf, raw, architecture)
     hidden, heads = positive(raw, "embedding_length"), positive(raw, "attention.head_count")
     head_dim = positive(raw, "attention.key_length", hidden // heads)
     positions = positive(raw, "context_length", at_most=MAX_POSITIONS)
     rope = _rope(gguf, raw, head_dim, positions)
     config = ModelConfig(
-        architecture=architecture,
+        architecture="mixtral" if architecture == "llama" and experts else GGUF_ARCHITECTURES[architecture],
         vocab_size=_vocab_size(gguf),
         hidden_size=hidden,
         intermediate_size=positive(raw, "feed_forward_length"),
@@ -69,6 +78,7 @@ def config_from_gguf(gguf: GgufFile) -> ModelConfig:
         attention_bias="blk.0.attn_q.bias" in gguf.tensors,
         mlp_bias="blk.0.ffn_gate.bias" in gguf.tensors,
         eos_tokens=_eos(gguf.metadata),
+        experts=experts,
     )
     check(config)
     return config
@@ -80,9 +90,25 @@ def _own_keys(metadata: Raw, architecture: str) -> dict[str, Any]:
     return {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
 
 
-def _refuse_experts(raw: Raw) -> None:
-    if integer(raw, "expert_count", 0):
-        raise unsupported_model(f"Mixtures of experts are not supported; the file has {raw['expert_count']} experts.")
+def _experts(gguf: GgufFile, raw: Raw, architecture: str) -> ExpertsConfig | None:
+    """The experts of a file that has some. A layer without a router has none; weights of those chosen always sum to 1."""
+    if not integer(raw, "expert_count", 0):
+        return None
+    if architecture not in ("llama", "qwen3moe"):
+        raise unsupported_model(f"A {architecture} with {raw['expert_count']} experts is not supported.")
+    if raw.get("expert_weights_norm") is False or number(raw, "expert_weights_scale", 1.0) not in (0.0, 1.0):
+        raise unsupported_model("Weights of experts that do not sum to 1 are not supported in GGUF files.")
+    layers = range(positive(raw, "block_count", at_most=MAX_LAYERS))
+    dense = tuple(layer for layer in layers if f"blk.{layer}.ffn_gate_inp.weight" not in gguf.tensors)
+    if dense and architecture == "llama":
+        raise unsupported_model(f"Layers without experts ({len(dense)}) are not supported in a llama that has some.")
+    count = positive(raw, "expert_count", at_most=MAX_EXPERTS)
+    return ExpertsConfig(
+        count=count,
+        chosen=positive(raw, "expert_used_count", at_most=count),
+        width=positive(raw, "expert_feed_forward_length", integer(raw, "feed_forward_length")),
+        dense_layers=dense,
+    )
 
 
 def _vocab_size(gguf: GgufFile) -> int:

@@ -34,4 +34,4 @@ ARCHITECTURES: dict[str, Callable[[ModelConfig, Weights, int], Model]] = {
 
 def supported() -> dict[str, tuple[str, ...]]:
     """What files may name: Hugging Face `architectures`, and GGUF `general.architecture`."""
-    return {"huggingface": tuple(HF_ARCHITECTURES), "gguf": GGUF_ARCHITECTURES}
+    return {"huggingface": tuple(HF_ARCHITECTURES), "gguf": tuple(GGUF_ARCHITECTURES)}

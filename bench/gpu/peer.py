@@ -6,6 +6,7 @@ same random weights' shape, the same prompts, and as many tokens to make; a proc
 
 from __future__ import annotations
 
+import inspect
 import json
 import tempfile
 import time
@@ -136,18 +137,25 @@ def _ours(place: Place, path: Path, raw: dict[str, Any], options: dict[str, Any]
 
 
 def _transformers(place: Place, path: Path, raw: dict[str, Any], options: dict[str, Any]) -> Generate:
-    """`generate_batch` of transformers 5, greedy, with whatever it chooses by itself."""
+    """`generate_batch` of transformers 5, greedy, with what it chooses by itself; it may keep what it made from run to run."""
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(path)
     with torch.device(place.device):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=place.dtype).eval()
+    able = inspect.signature(model.generate_batch).parameters
+    kept: dict[str, Any] = {"persistent_manager": True} if "persistent_manager" in able else {}
+    if place.tiny:  # by itself it takes all memory there is, which on CPUs takes minutes
+        kept["continuous_batching_config"] = transformers.ContinuousBatchingConfig(num_blocks=4, max_batch_tokens=64)
+    sized: list[tuple[int, int, int]] = []
 
     def generate(prompts: list[list[int]], count: int) -> list[list[int]]:
-        wanted = transformers.GenerationConfig(
-            max_new_tokens=count, do_sample=False, eos_token_id=-1, pad_token_id=0, use_cuda_graph=place.on_card
-        )
-        outputs = model.generate_batch(inputs=prompts, generation_config=wanted)
+        size = len(prompts), len(prompts[0]), count
+        if sized[-1:] != [size] and hasattr(model, "destroy_cached_continuous_batching_manager"):
+            model.destroy_cached_continuous_batching_manager()  # it was made for other requests
+        sized.append(size)
+        wanted = transformers.GenerationConfig(max_new_tokens=count, do_sample=False, eos_token_id=-1, pad_token_id=0)
+        outputs = model.generate_batch(inputs=prompts, generation_config=wanted, **kept)
         return [output.generated_tokens for output in outputs.values()]
 
     return generate

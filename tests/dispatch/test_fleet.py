@@ -402,8 +402,8 @@ def test_nodes_that_come_and_go_leave_nothing_behind() -> None:
     for number in range(50):
         name = f"n{number}"
         h.join(name)
-        for one in range(4):
-            h.submit(request(f"{name}-{one}"))
+        for count in range(4):
+            h.submit(request(f"{name}-{count}"))
         for node, one in h.take():
             if node == "stays":
                 h.emit(one, 0, node=node, finish=FinishReason.LENGTH)

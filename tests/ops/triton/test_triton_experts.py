@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from inference_stack.models.loader import load_model
 from inference_stack.ops.api import Experts, Linear, Mxfp4, Quantised
 from inference_stack.ops.reference import experts as reference
 from inference_stack.ops.reference import mxfp4
+from inference_stack.ops.registry import OPS, Registry, build_ops, reference_implementations
 from inference_stack.ops.triton import experts_pairs, experts_routing, experts_tiles
 from inference_stack.ops.triton.experts import TritonExperts, few
 from inference_stack.ops.triton.experts_routing import Tiles, by_expert, route, tiles_at_most
+from inference_stack.ops.triton.implementations import triton_implementations
 from inference_stack.ops.triton.settings import TritonSettings
 from inference_stack.ops.workspace import Workspace
+from tests.models import tiny
+from tests.models.paged import PagedModel
 from tests.ops.test_experts import draw, oracle
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy, of infinities that are meant
@@ -285,3 +291,15 @@ def test_group_quantised_experts_become_dense(tokens: int) -> None:
 def test_no_token_is_no_work() -> None:
     ops = TritonExperts(workspace(), TritonSettings(dtype=torch.float32))
     assert ops(torch.empty(0, WIDTH), torch.empty(0, COUNT), shaped()).shape == (0, WIDTH)
+
+
+@pytest.mark.parametrize("family", ["mixtral", pytest.param("gpt-oss", marks=pytest.mark.slow)])
+def test_a_model_over_these_experts_equals_transformers(family: str, tmp_path: Path) -> None:
+    settings = TritonSettings(dtype=torch.float32, deterministic=True)
+    registry = Registry((*reference_implementations(), *triton_implementations(settings)))
+    prefer = dict.fromkeys(OPS, "reference") | {"experts": "triton"}
+    ops = build_ops(workspace(), registry=registry, prefer=prefer)
+    made, prompt = tiny.make(family), tiny.tokens(6, seed=1)
+    loaded = load_model(tiny.save(made, tmp_path), prepare=ops.prepare)
+    logits_TV = PagedModel(loaded.model, ops, rows=1, max_tokens=16).step([prompt])
+    torch.testing.assert_close(logits_TV, tiny.oracle_logits(made, prompt), rtol=1e-4, atol=1e-4)

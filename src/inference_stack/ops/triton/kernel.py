@@ -16,6 +16,14 @@ kernel: Callable[[Callable[..., Any]], Any] = triton.jit
 """Compiles a function for the GPU on its first launch; under `TRITON_INTERPRET=1` runs it on the CPU with numpy, for tests."""
 
 
+def kernel_for_any(*names: str) -> Callable[[Callable[..., Any]], Any]:
+    """As `kernel`, compiled once whatever the value or the alignment of these arguments: they change from step to step."""
+    made: Callable[[Callable[..., Any]], Any] = triton.jit(
+        do_not_specialize=names, do_not_specialize_on_alignment=names
+    )
+    return made
+
+
 def interpreting() -> bool:
     """Whether kernels run on the CPU, in Triton's interpreter."""
     return bool(triton.knobs.runtime.interpret)
@@ -25,7 +33,8 @@ def interpreting() -> bool:
 class Shipped:
     """One launch configuration. `signature` gives the Triton type of each argument that is not constant, such as "*bf16" or
     "i32"; `constants` the others. `aligned` names arguments (pointers, sizes) known to be multiples of 16. `wgmma` says that
-    Hopper's matrix instructions must be in the code: without them the configuration is too slow to ship.
+    Hopper's matrix instructions must be in the code: without them the configuration is too slow to ship. `archs` are the
+    compute capabilities, times ten, on which it is chosen.
     """
 
     name: str
@@ -36,3 +45,4 @@ class Shipped:
     num_warps: int = 4
     num_stages: int = 3
     wgmma: bool = False
+    archs: tuple[int, ...] = (80, 89, 90)

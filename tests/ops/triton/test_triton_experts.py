@@ -133,11 +133,11 @@ def cut(tiles: Tiles) -> list[tuple[int, list[int]]]:
     return [(expert, tiles.order[first : first + rows].tolist()) for expert, first, rows in spans if rows]
 
 
-@pytest.mark.parametrize(("tokens", "top_k", "count"), [(1, 1, 1), (3, 2, 40), (70, 3, 7), (150, 2, 130)])
+@pytest.mark.parametrize(("tokens", "top_k", "count"), [(1, 1, 1), (3, 2, 40), (70, 3, 7), (150, 2, 130), (1100, 1, 9)])
 def test_pairs_are_sorted_and_cut_into_tiles(
     tokens: int, top_k: int, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(experts_routing, "CHUNKS", 4)
+    monkeypatch.setattr(experts_routing, "CHUNKS", 4 if tokens < 1000 else 128)
     chosen = torch.rand(tokens, count, generator=torch.Generator().manual_seed(3)).argsort(1)[:, :top_k]
     tiles = by_expert(chosen.to(torch.int32).contiguous(), count, 16)
     flat = chosen.flatten()

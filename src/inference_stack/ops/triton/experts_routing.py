@@ -114,10 +114,13 @@ def place_kernel(
     line = tl.arange(0, BLOCK)
     total = tl.zeros([WIDTH], dtype=tl.int32)
     before = tl.zeros([WIDTH], dtype=tl.int32)
-    for other in tl.range(chunks):
-        found = tl.load(counts + other * WIDTH + column)
-        total += found
-        before += tl.where(other < chunk, found, 0)
+    for low in tl.range(0, chunks, BLOCK):
+        other = low + line
+        found = tl.load(
+            counts + other[:, None] * WIDTH + column[None, :], mask=(other < chunks)[:, None], other=0
+        )  # many at once: one after the other would wait for memory every time
+        total += tl.sum(found, axis=0)
+        before += tl.sum(tl.where((other < chunk)[:, None], found, 0), axis=0)
     start = tl.cumsum(total, axis=0) - total
     free = start + before
     for step in tl.range(rounds):

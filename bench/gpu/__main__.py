@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from bench.gpu.place import Place, open_place
 from bench.gpu.report import Budget, Report
@@ -75,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
             "--deterministic", action="store_true", help="one order of sums, as the product does by default"
         )
         one.add_argument("--kv-dtype", default="auto")
+        one.add_argument("--weights", choices=("native", "float8"), default="native", help="how dense weights are kept")
     return top
 
 
@@ -125,11 +127,28 @@ def _ops(asked: argparse.Namespace, place: Place, given: list[str]) -> int:
 def _engine(asked: argparse.Namespace, place: Place, given: list[str]) -> int:
     from bench.gpu.engine import bench_engine
 
-    report = Report("engine-deterministic" if asked.deterministic else "engine", place, given, asked.out)
-    options = ["--kv-dtype", asked.kv_dtype, *(["--deterministic"] if asked.deterministic else [])]
-    bench_engine(place, report, Budget(asked.minutes), asked.models, asked.kernels, options)
+    report = Report(_name("engine", asked), place, given, asked.out)
+    bench_engine(place, report, Budget(asked.minutes), asked.models, asked.kernels, _options(asked))
     report.close("model", "what", "tokens/s", "limit", "of the limit", "note")
     return 0
+
+
+def _name(command: str, asked: argparse.Namespace) -> str:
+    """Of a result's file, telling the modes apart."""
+    mode = "deterministic" if asked.deterministic else ""
+    weights, kv = (value if value not in ("native", "auto") else "" for value in (asked.weights, asked.kv_dtype))
+    return "-".join(part for part in (command, mode, weights, kv and f"kv-{kv}") if part)
+
+
+def _settings(asked: argparse.Namespace) -> dict[str, Any]:
+    """What the engine is configured with."""
+    return {"deterministic": asked.deterministic, "kv_dtype": asked.kv_dtype, "weights": asked.weights}
+
+
+def _options(asked: argparse.Namespace) -> list[str]:
+    """The same for another process."""
+    mode = ["--deterministic"] if asked.deterministic else []
+    return ["--kv-dtype", asked.kv_dtype, "--weights", asked.weights, *mode]
 
 
 def _model(asked: argparse.Namespace, place: Place, given: list[str]) -> int:
@@ -138,8 +157,7 @@ def _model(asked: argparse.Namespace, place: Place, given: list[str]) -> int:
 
     report = Report("model", place, given, asked.out)
     ceilings = Ceilings(bandwidth=asked.bandwidth, products=asked.products)
-    settings = {"deterministic": asked.deterministic, "kv_dtype": asked.kv_dtype}
-    bench_model(place, report, Budget(asked.minutes), asked.name, asked.kernels, ceilings, settings)
+    bench_model(place, report, Budget(asked.minutes), asked.name, asked.kernels, ceilings, _settings(asked))
     report.write()
     return 0
 
@@ -147,14 +165,8 @@ def _model(asked: argparse.Namespace, place: Place, given: list[str]) -> int:
 def _peer(asked: argparse.Namespace, place: Place, given: list[str]) -> int:
     from bench.gpu.peer import compare
 
-    report = Report("peer", place, given, asked.out)
-    ours = [
-        "--kernels",
-        asked.kernels,
-        "--kv-dtype",
-        asked.kv_dtype,
-        *(["--deterministic"] if asked.deterministic else []),
-    ]
+    report = Report(_name("peer", asked), place, given, asked.out)
+    ours = ["--kernels", asked.kernels, *_options(asked)]
     compare(place, report, Budget(asked.minutes), asked.name, ours)
     report.close("engine", "requests × prompt + answer", "tokens/s", "ours / theirs", "note")
     return 0
@@ -163,7 +175,7 @@ def _peer(asked: argparse.Namespace, place: Place, given: list[str]) -> int:
 def _peer_engine(asked: argparse.Namespace, place: Place, given: list[str]) -> int:
     from bench.gpu.peer import run_engine
 
-    ours = {"kernels": asked.kernels, "kv_dtype": asked.kv_dtype, "deterministic": asked.deterministic}
+    ours = {"kernels": asked.kernels, **_settings(asked)}
     asked.out.write_text(json.dumps(run_engine(place, asked.engine, asked.name, ours)))
     return 0
 

@@ -17,6 +17,7 @@ from inference_stack.ops.triton.settings import TritonSettings
 from inference_stack.ops.workspace import Rows, Workspace
 
 Kernels = Literal["auto", "reference", "triton"]
+Weights = Literal["native", "float8"]
 MOST_TOKENS: Final = 1 << 16
 MOST_SAMPLES: Final = 1 << 10
 BOUNDS: Final = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-3}
@@ -41,7 +42,7 @@ class Bench:
     place: Place
     kernels: Kernels = "auto"
     dtype: torch.dtype | None = None
-    _made: dict[bool, BoundOps] = field(default_factory=dict)
+    _made: dict[tuple[bool, Weights], BoundOps] = field(default_factory=dict)
 
     @property
     def type(self) -> torch.dtype:
@@ -53,15 +54,18 @@ class Bench:
         """The relative error that is allowed to one op."""
         return BOUNDS[self.type]
 
-    def ops(self, deterministic: bool = False, spoilt: bool = True) -> BoundOps:
+    def ops(self, deterministic: bool = False, spoilt: bool = True, weights: Weights = "native") -> BoundOps:
         """Bound once for each kind. Only ops over spoilt memory are kept."""
-        if spoilt and deterministic in self._made:
-            return self._made[deterministic]
+        key = deterministic, weights
+        if spoilt and key in self._made:
+            return self._made[key]
         kind = SpoiltWorkspace if spoilt else Workspace
         workspace = kind(max_tokens=MOST_TOKENS, max_samples=MOST_SAMPLES, device=self.place.device)
-        made = bind(workspace, self.type, deterministic, self.kernels)
+        made = bind(
+            workspace, TritonSettings(dtype=self.type, deterministic=deterministic, weights=weights), self.kernels
+        )
         if spoilt:
-            self._made[deterministic] = made
+            self._made[key] = made
         return made
 
     def graphs(self, op: str) -> bool:
@@ -82,9 +86,9 @@ class Bench:
         return self.place.random(*shape, seed=seed, dtype=self.type)
 
 
-def bind(workspace: Workspace, dtype: torch.dtype, deterministic: bool, kernels: Kernels) -> BoundOps:
+def bind(workspace: Workspace, settings: TritonSettings, kernels: Kernels) -> BoundOps:
     """Ops over a workspace."""
-    registry = gpu_registry(TritonSettings(dtype=dtype, deterministic=deterministic))
+    registry = gpu_registry(settings)
     if kernels == "reference":
         return build_ops(workspace, registry=registry, prefer=dict.fromkeys(OPS, "reference"))
     asked = dict.fromkeys(registry.having("triton"), "triton") if kernels == "triton" else None

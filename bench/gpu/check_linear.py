@@ -14,6 +14,8 @@ from inference_stack.ops.api import Experts, Linear, Mxfp4, Quantised
 
 ROUNDED_BOUND = 3e-2
 """Where activations are rounded to eight bits before they meet quantised weights, as CPUs do."""
+FLOAT8_BOUND = 6e-2
+"""Both factors have three bits of mantissa, which is off by 2.6 % in the mean, each."""
 
 
 def _bound(bench: Bench) -> float:
@@ -45,6 +47,23 @@ def check_linear(bench: Bench, found: Findings) -> None:
                 with found.guard(title):
                     made = quantised(bench, sides, bits, group, ordered)
                     _linear(bench, found, title, made, rows, True, _bound(bench))
+    if bench.graphs("linear"):
+        with found.guard("linear float8"):
+            _float8(bench, found, rows)
+
+
+def _float8(bench: Bench, found: Findings, rows: tuple[int, ...]) -> None:
+    """Weights and activations rounded to e4m3, beside products of the numbers as they were."""
+    sides = Sides(48, 64) if bench.place.tiny else Sides(6144, 4096)
+    weight = bench.random(sides.outputs, sides.inputs, seed=34) * 0.05
+    bias_N = bench.place.random(sides.outputs, seed=35, dtype=torch.float32) * 0.01
+    linear, numbers = Linear(weight=weight, bias_N=bias_N), oracle.dense(weight)
+    ops = bench.ops(weights="float8")
+    ops.prepare(linear)
+    for count in rows:
+        x = bench.random(count, sides.inputs, seed=36 + count)
+        wanted = oracle.linear(x, numbers, bias_N)
+        found.close(f"linear float8, {count} rows", ops.linear(x, linear), wanted, FLOAT8_BOUND)
 
 
 def _linear(

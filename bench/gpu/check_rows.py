@@ -17,6 +17,9 @@ EPS = 1e-5
 KV_BOUNDS = {"int8": 1.5e-2, "float8": 4e-2, "bfloat16": 1e-2, "float16": 2e-3, "float32": 1e-3}
 """What storing alone may cost: eight bits with a scale for each token and head, or fp8's three of mantissa."""
 
+TRUNCATED = 0.2
+"""Of fp8 in Triton's interpreter, which does not round."""
+
 
 def check_rows(bench: Bench, found: Findings) -> None:
     """Every op of rows, at widths and counts of rows that no tile divides."""
@@ -112,6 +115,8 @@ def _rope(bench: Bench, found: Findings, title: str, heads: HeadSpec, name: str)
     wanted_q, wanted_k, wanted_v = oracle.rotated(qkv, heads, step.positions_T)
     found.close(f"{title}: q", q, wanted_q, bench.bound)
     at, bound = 0, max(KV_BOUNDS[name], bench.bound)
+    if name == "float8" and not bench.place.on_card:
+        bound = TRUNCATED
     for part in parts:
         here = slice(at, at := at + part.stop - part.start)
         k, v = cache.load(part.row, part.stop)

@@ -102,7 +102,8 @@ def bench_model(
         seconds = time.perf_counter() - began
     spec = house.ready.models[0].kv_groups[0]
     kv_bytes = spec.unit_bytes / (2 * BLOCK_TOKENS * spec.kv_heads * spec.head_dim)
-    limits = Limits(config_from_hf(raw), form_of(quantise, kv_bytes), ceilings)
+    form = quantise or ("float8" if settings.get("weights") == "float8" else None)
+    limits = Limits(config_from_hf(raw), form_of(form, kv_bytes), ceilings)
     ledger = asdict(house.ready.ledger)
     weights = dict(house.ready.ledger.stages).get("weights", 0.0)
     report.put(

@@ -37,9 +37,11 @@ class Form:
 
 
 def form_of(quantise: str | None, kv_bytes: float = 2.0) -> Form:
-    """Of bf16, or of a group-quantised form such as "w4g128", scales and zeros in fp16 included."""
+    """Of bf16 (None), "float8", or a group-quantised form such as "w4g128", scales and zeros in fp16 included."""
     if quantise is None:
         return Form(kv=kv_bytes)
+    if quantise == "float8":
+        return Form(projection=1.0, head=1.0, kv=kv_bytes)
     bits, _, group = quantise.removeprefix("w").partition("g")
     beside = (4 if bits == "4" else 2) / int(group)
     return Form(projection=int(bits) / 8 + beside, kv=kv_bytes)

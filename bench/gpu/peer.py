@@ -6,6 +6,7 @@ same random weights' shape, the same prompts, and as many tokens to make; a proc
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import tempfile
@@ -138,7 +139,7 @@ def _ours(place: Place, path: Path, raw: dict[str, Any], options: dict[str, Any]
 
 def _transformers(place: Place, path: Path, raw: dict[str, Any], options: dict[str, Any]) -> Generate:
     """`generate_batch` of transformers 5, greedy, with what it chooses by itself; it may keep what it made from run to run."""
-    import transformers
+    transformers: Any = importlib.import_module("transformers")
 
     config = transformers.AutoConfig.from_pretrained(path)
     with torch.device(place.device):
@@ -163,7 +164,7 @@ def _transformers(place: Place, path: Path, raw: dict[str, Any], options: dict[s
 
 def _vllm(place: Place, path: Path, raw: dict[str, Any], options: dict[str, Any]) -> Generate:
     """vLLM's offline engine with its own random weights."""
-    import vllm
+    vllm: Any = importlib.import_module("vllm")
 
     llm = vllm.LLM(
         model=str(path), load_format="dummy", skip_tokenizer_init=True, dtype="bfloat16", max_model_len=8192,

@@ -217,7 +217,7 @@ def _experts(meter: Meter, ops: BoundOps, title: str) -> None:
     for rows in (1, 3) if tiny else ROWS:
         x = bench.random(rows, width, seed=71)
         logits = bench.place.random(rows, count, seed=72 + rows, dtype=torch.float32)
-        touched = int(logits.topk(top_k, dim=-1).indices.unique().numel())
+        touched = len(set(logits.topk(top_k, dim=-1).indices.flatten().tolist()))
         operations = 2 * 3 * width * inner * top_k * rows
         work = _routed(ops, x, logits, given)
         meter.time(f"experts {count}×{inner}, {rows} tokens{title}", work, 1, touched * one + 2 * x.nbytes, operations)

@@ -1,0 +1,132 @@
+"""The device's sampler and scores against the reference, row by row and in any company."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from inference_stack.ops.api import Sampled, SampleInputs
+from inference_stack.ops.reference import sampler as reference
+from inference_stack.ops.reference.score import score as reference_score
+from inference_stack.ops.triton.sampler import Sampler
+from inference_stack.ops.triton.score import Score
+from inference_stack.ops.triton.settings import TritonSettings
+from inference_stack.ops.workspace import Workspace
+from tests.ops.parts import sampling
+
+SETTINGS = TritonSettings(dtype=torch.float32)
+
+
+def workspace() -> Workspace:
+    return Workspace(max_tokens=64, max_samples=64)
+
+
+def sample(logits: Tensor, inputs: SampleInputs) -> Sampled:
+    return Sampler(workspace(), SETTINGS)(logits, inputs)
+
+
+def draw(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * 3
+
+
+@pytest.mark.parametrize("rows", [1, 3, 17])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_seeds_choose_the_reference_tokens(rows: int, dtype: torch.dtype) -> None:
+    logits = draw(rows, 2051 + 9).to(dtype)[:, :2051]
+    heat = torch.arange(rows) % 3 * 0.7
+    seeds = torch.randint(-(2**63), 2**63 - 1, (rows,), generator=torch.Generator().manual_seed(5))
+    inputs = sampling(rows, temperature_S=heat, seed_S=seeds, position_S=torch.arange(rows) + 70_000)
+    found = sample(logits, inputs)
+    assert torch.equal(found.tokens_S, reference.sample(logits.float(), inputs).tokens_S)
+    assert found.finite_S.dtype == torch.bool and found.finite_S.all()
+
+
+def test_equal_logits_of_a_wide_vocabulary_give_the_lowest_id() -> None:
+    logits = torch.zeros(2, 49152)
+    logits[0, [40_001, 49_151, 3133]] = 5.0
+    assert sample(logits, sampling(2)).tokens_S.tolist() == [3133, 0]
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [(3, 1.0, 0.0), (0, 0.6, 0.0), (0, 1.0, 0.1), (20, 0.8, 0.02), (1, 1e-6, 1.0)],
+    ids=["k", "p", "min", "all", "best"],
+)
+@pytest.mark.parametrize("tied", [False, True])
+def test_filters_keep_what_the_reference_keeps(filters: tuple[int, float, float], tied: bool) -> None:
+    logits = draw(2, 103, seed=filters[0])
+    logits = logits.round() if tied else logits
+    k, p, least = filters
+    inputs = sampling(
+        2, temperature_S=torch.tensor([0.9, 2.5]), top_k_S=torch.full((2,), k), top_p_S=torch.full((2,), p),
+        min_p_S=torch.full((2,), least),
+    )  # fmt: skip
+    assert torch.equal(sample(logits, inputs).tokens_S, reference.sample(logits, inputs).tokens_S)
+
+
+def changed(rows: int, vocab: int) -> SampleInputs:
+    """Every row penalised, biased, banned from some tokens and under a grammar."""
+    pick = torch.Generator().manual_seed(3)
+    row, history = torch.arange(rows).repeat(30), torch.randint(vocab, (30 * rows,), generator=pick)
+    return sampling(
+        rows, temperature_S=torch.arange(rows) % 2 * 0.8, repetition_S=torch.full((rows,), 1.3),
+        presence_S=torch.full((rows,), 0.5), frequency_S=torch.full((rows,), 0.7), history_row=row,
+        history_token=history, history_is_output=torch.rand(30 * rows, generator=pick) < 0.5,
+        bias_row=torch.arange(rows), bias_token=torch.full((rows,), 7), bias_value=torch.full((rows,), 9.0),
+        banned_row=torch.arange(0, rows, 2), banned_token=torch.full((-(-rows // 2),), 7),
+        allowed_SW=torch.randint(-(2**31), 2**31, (rows, -(-vocab // 32)), generator=pick).to(torch.int32),
+    )  # fmt: skip
+
+
+def test_changes_of_logits_are_the_references() -> None:
+    logits, inputs = draw(17, 61), changed(17, 61)
+    assert torch.equal(sample(logits, inputs).tokens_S, reference.sample(logits, inputs).tokens_S)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("heat", [0.0, 1.0])
+def test_a_broken_row_fails_alone(bad: float, heat: float) -> None:
+    logits = draw(3, 50)
+    inputs = sampling(3, temperature_S=torch.full((3,), heat), top_k_S=torch.tensor([0, 5, 5]))
+    clean = sample(logits, inputs).tokens_S
+    logits[1, 17] = bad
+    found = sample(logits, inputs)
+    assert found.finite_S.tolist() == [True, False, True]
+    assert found.tokens_S[[0, 2]].tolist() == clean[[0, 2]].tolist() and found.tokens_S[1] == 0
+
+
+def test_rows_alone_and_in_other_company_are_the_same() -> None:
+    logits = draw(3, 103)
+    columns = {"temperature_S": torch.tensor([0.0, 1.0, 1.0]), "top_k_S": torch.tensor([0, 0, 4])}
+    together = sample(logits, sampling(3, **columns)).tokens_S
+    for row in range(3):
+        mine = {name: column[row : row + 1] for name, column in columns.items()}
+        alone = sample(logits[row : row + 1], sampling(1, seed_S=torch.tensor([row]), **mine))
+        assert alone.tokens_S[0] == together[row]
+
+
+def test_no_row_is_no_work() -> None:
+    empty = torch.zeros(0)
+    inputs = SampleInputs(**{name: empty for name in SampleInputs.__slots__ if name[-2:] == "_S" or ("_" in name[4:]
+                             and not name.startswith(("any", "max", "allowed")))})  # fmt: skip
+    assert sample(torch.empty(0, 70), inputs).tokens_S.shape == (0,)
+
+
+@pytest.mark.parametrize("vocab", [5, 1003, 4099])
+@pytest.mark.parametrize("top", [0, 1, 20])
+def test_scores(vocab: int, top: int) -> None:
+    logits = draw(3, vocab).round()
+    tokens = torch.tensor([0, vocab - 1, vocab // 2])
+    found, expected = Score(workspace(), SETTINGS)(logits, tokens, top), reference_score(logits, tokens, top)
+    assert torch.equal(found.rank_S, expected.rank_S) and torch.equal(found.top_ids_SK, expected.top_ids_SK)
+    torch.testing.assert_close(found.logprob_S, expected.logprob_S, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.top_logprobs_SK, expected.top_logprobs_SK, rtol=1e-5, atol=1e-5)
+
+
+def test_logprobs_of_rows_that_ask() -> None:
+    logits, inputs = draw(3, 70), sampling(3, top_S=torch.tensor([2, -1, 0]))
+    found, expected = sample(logits, inputs), reference.sample(logits, inputs)
+    assert torch.equal(found.rank_S, expected.rank_S)  # type: ignore[arg-type]
+    assert torch.equal(found.top_ids_SK, expected.top_ids_SK)  # type: ignore[arg-type]
+    torch.testing.assert_close(found.logprob_S, expected.logprob_S, equal_nan=True, rtol=1e-5, atol=1e-5)

@@ -116,8 +116,9 @@ class EngineConfig:
     )
     weights: str = knob(
         "native",
-        "How quantised weights are executed: native keeps them as they are, float32 dequantises them when they are loaded.",
-        choices=("native", "float32"),
+        "How weights are executed: native keeps them as they are, float32 dequantises quantised ones when they are loaded, float8 "
+        "rounds dense projections to e4m3, on GPUs and with deterministic off.",
+        choices=("native", "float32", "float8"),
     )
     load_format: str = knob(
         "auto",

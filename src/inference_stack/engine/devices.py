@@ -34,10 +34,12 @@ def open_device(engine: EngineConfig, threads: int) -> AnyDevice:
 def ops_for(engine: EngineConfig, device: AnyDevice, workspace: Workspace) -> BoundOps:
     """The ops that settings ask for. Raises `InferenceError` for kernels that do not go with the device."""
     try:
-        if engine.kernels == "torch":
+        if engine.kernels == "torch" and engine.weights != "float8":
             return build_ops(workspace, prefer=dict.fromkeys(OPS, "reference"))
         if engine.kernels == "triton" or (isinstance(device, Accelerator) and engine.kernels == "auto"):
             return _gpu_ops(engine, workspace)
+        if engine.weights == "float8":
+            raise invalid("weights float8 needs Triton's kernels, which are for GPUs", param="engine.weights")
         if isinstance(device, Accelerator):
             raise invalid(f"kernels {engine.kernels!r} are for CPUs, not for {device.name}", param="engine.kernels")
         wanted = "" if engine.kernels == "auto" else engine.kernels
@@ -49,7 +51,13 @@ def ops_for(engine: EngineConfig, device: AnyDevice, workspace: Workspace) -> Bo
 def _gpu_ops(engine: EngineConfig, workspace: Workspace) -> BoundOps:
     """Triton's ops in bf16; in fp32 on a CPU, where its interpreter cannot do otherwise."""
     dtype = torch.bfloat16 if workspace.device.type == "cuda" else torch.float32
-    settings = TritonSettings(dtype=dtype, deterministic=engine.deterministic)
+    float8 = engine.weights == "float8"
+    if float8 and engine.deterministic:
+        raise invalid(
+            "weights float8 needs deterministic off: no product of it is the same in every batch",
+            param="engine.weights",
+        )
+    settings = TritonSettings(dtype=dtype, deterministic=engine.deterministic, weights="float8" if float8 else "native")
     registry = gpu_registry(settings)
-    asked = {op: "triton" for op in registry.having("triton")} if engine.kernels == "triton" else None
-    return build_ops(workspace, registry=registry, prefer=asked)
+    asked = {op: "triton" for op in registry.having("triton")} if engine.kernels == "triton" else {}
+    return build_ops(workspace, registry=registry, prefer=asked | ({"linear": "triton"} if float8 else {}))

@@ -25,7 +25,7 @@ class Quantised:
     `zero_NG` is minus the zero point times the scale, None where weights are symmetric. `group` is a multiple of 16 that divides K.
     `order_K` int32: stored column k multiplies x[:, order_K[k]] (act-order checkpoints); None: the identity.
 
-    Multiplying by such a weight is defined with quantised activations (`ops/reference/quantised.py`).
+    CPU kernels multiply with quantised activations (`ops/reference/quantised.py` defines how), GPU kernels with 16-bit ones.
     """
 
     bits: int

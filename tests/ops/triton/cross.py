@@ -76,7 +76,8 @@ def everything(wanted: list[str], arch: int) -> Iterator[dict[str, Any]]:
     """Reports of all configurations of the modules."""
     for name in wanted or modules():
         for one in importlib.import_module(name).SHIPPED:
-            yield compiled(one, arch)
+            if arch in one.archs:
+                yield compiled(one, arch)
 
 
 def main() -> None:

@@ -18,6 +18,14 @@ from inference_stack.ops.workspace import Workspace
 
 BUILDERS: Final[dict[str, str]] = {
     "experts": "inference_stack.ops.triton.experts:TritonExperts",
+    "embed": "inference_stack.ops.triton.rows:Embed",
+    "select": "inference_stack.ops.triton.rows:Select",
+    "rmsnorm": "inference_stack.ops.triton.norms:RmsNorm",
+    "add_rmsnorm": "inference_stack.ops.triton.norms:AddRmsNorm",
+    "act_mul": "inference_stack.ops.triton.activation:ActMul",
+    "sample": "inference_stack.ops.triton.sampler:Sampler",
+    "score": "inference_stack.ops.triton.score:Score",
+    "linear": "inference_stack.ops.triton.linear:TritonLinear",
 }
 """For each op, module and attribute of what builds it from (workspace, settings). Loaded when the op has been chosen."""
 

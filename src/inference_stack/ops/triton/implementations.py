@@ -17,6 +17,8 @@ from inference_stack.ops.triton.settings import TritonSettings
 from inference_stack.ops.workspace import Workspace
 
 BUILDERS: Final[dict[str, str]] = {
+    "rope_store": "inference_stack.ops.triton.rope_store:RopeStore",
+    "attend": "inference_stack.ops.triton.attention:Attention",
     "experts": "inference_stack.ops.triton.experts:TritonExperts",
     "embed": "inference_stack.ops.triton.rows:Embed",
     "select": "inference_stack.ops.triton.rows:Select",

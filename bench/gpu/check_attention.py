@@ -96,7 +96,7 @@ def _attend(bench: Bench, found: Findings, title: str, case: Case, deterministic
     parts = parts_of(case.kind, bench.place.tiny)
     cache = filled(bench, case, parts)
     graph = case.kind == "recorded"
-    step = cache.step(parts, padding=3 if graph else 0, graph=graph)
+    step = cache.step(parts, padding=3 if graph else 0, graph=graph, width=cache.blocks + 9)
     q = bench.random(len(step.tokens_T), q_heads, width, seed=21)
     sinks = bench.place.random(q_heads, seed=22, dtype=torch.float32) if case.sinks else None
     scale = width**-0.5

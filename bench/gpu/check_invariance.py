@@ -92,7 +92,7 @@ def _batched_attention(bench: Bench, found: Findings) -> None:
         found.same(f"attend, a row of {part.stop} beside others", together[at : at + 1], alone)
     if bench.graphs("attend"):
         wide = torch.cat([q, bench.random(5, heads[0], heads[2], seed=89)])
-        recorded = ops.attend(wide, cache.kv, cache.step(parts, padding=5, graph=True), scale)
+        recorded = ops.attend(wide, cache.kv, cache.step(parts, padding=5, graph=True, width=cache.blocks + 40), scale)
         found.same("attend, recorded beside eager", recorded[: len(parts)], together)
 
 

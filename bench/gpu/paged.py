@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from inference_stack.core.kv_spec import KvGroupSpec
 from inference_stack.core.request import BLOCK_TOKENS
@@ -96,9 +97,9 @@ class Cache:
         k, v = decode(keys[:length], scales[0]), decode(values[:length], scales[1])
         return k.double(), v.double()
 
-    def step(self, parts: Sequence[Part], padding: int = 0, graph: bool = False) -> StepInputs:
+    def step(self, parts: Sequence[Part], padding: int = 0, graph: bool = False, width: int = 0) -> StepInputs:
         """The step that computes these parts. `graph`: as recorded steps see it, with no host integers, and so many rows more
-        that only fill it up."""
+        that only fill it up; the block table then has `width` columns, as for the longest sequence there could be."""
         device = self.kv.arena.device
         positions = torch.cat([torch.arange(part.start, part.stop) for part in parts] + [torch.zeros(padding).long()])
         sizes = torch.tensor([part.stop - part.start for part in parts] + [1] * padding)
@@ -108,8 +109,8 @@ class Cache:
         entry_T = entry_RB[row_T, positions // BLOCK_TOKENS]
         entry_T[len(entry_T) - padding :] = self.parking
         context = [part.stop for part in parts] + [0] * padding
-        if not graph:
-            entry_RB = entry_RB[:, : -(-max(context) // BLOCK_TOKENS)]
+        wanted = max(width, self.blocks) if graph else -(-max(context) // BLOCK_TOKENS)
+        entry_RB = pad(entry_RB[:, :wanted], (0, max(wanted - self.blocks, 0)))
         table = GroupTable(
             entry_RB=entry_RB.to(device), entry_T=entry_T.to(device), offset_T=(positions % BLOCK_TOKENS).to(device)
         )

@@ -40,6 +40,8 @@ PROJECTIONS = {
 }
 HEAD = Sides(128256, 4096)
 ROWS = (1, 8, 32, 128, 256, 2048)
+TABLE = 34_000 // 16
+"""Columns of recorded steps' block tables: of the longest sequence that `engine` measures."""
 SECONDS = 2.5
 """About what one measurement takes, compiling included."""
 
@@ -148,7 +150,7 @@ def _decode(
     steps = []
     for turn in range(turns):
         parts = [Part(turn * batch + row, context - queries, context) for row in range(batch)]
-        steps.append(cache.step(parts, graph=graph))
+        steps.append(cache.step(parts, graph=graph, width=0 if meter.bench.place.tiny else TABLE))
     q = meter.bench.random(batch * queries, heads[0], heads[2], seed=6)
     operations = 4 * heads[0] * heads[2] * batch * seen(Row(queries, context), None)
     scale = heads[2] ** -0.5

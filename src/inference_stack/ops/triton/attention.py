@@ -164,13 +164,13 @@ MODELS: Final = {
     "gpt-oss": _model(8, 8, 64, window=True, sinks=True),
     "Gemma-3": _model(4, 1, 256, window=True),
 }
-"""Qwen3-8B is as Llama-3.1-8B."""
+"""Qwen3-8B is as Llama-3.1-8B. Heads wider than 128 spill a few registers on cards before Hopper."""
 
 
 def _shipped() -> Iterator[Shipped]:
     for model, form in MODELS.items():
         for deterministic in (True, False):
-            for roomy in (True, False):
+            for roomy in (True, False) if form.head_dim <= 128 else (True,):
                 yield from _of(f"{model}{' deterministic' if deterministic else ''}", form, deterministic, roomy)
 
 
@@ -183,6 +183,7 @@ def _of(model: str, form: Form, deterministic: bool, roomy: bool) -> Iterator[Sh
     heights = (form.group,) if deterministic else (form.group, FEW)
     few = {tile_for(height, form.group, form.head_dim, deterministic, roomy) for height in heights}
     many = tile_for(FEW + 1, form.group, form.head_dim, deterministic, roomy)
+    reduces = {}
     for tile in few:
         common = {"num_warps": tile.warps, "num_stages": tile.stages, "wgmma": tile.wgmma, "archs": archs}
         for final in (False, True):
@@ -190,10 +191,10 @@ def _of(model: str, form: Form, deterministic: bool, roomy: bool) -> Iterator[Sh
                 f"split {model} M={tile.rows}{' final' if final else ''}", split_kernel,
                 TENSORS | sinks | STATES, split_constants(form, tile, final), (*ALIGNED, "partial", "stats"), common,
             )  # fmt: skip
-        states = {name: kind for name, kind in TENSORS.items() if name in ("out", "cu_q", "context")} | STATES | sinks
-        common = {"num_warps": REDUCE_WARPS, "archs": archs}
-        constants = reduce_constants(form, tile)
-        yield _shipped_one(f"reduce {model}", reduce_kernel, states, constants, ("out", "partial", "stats"), common)
+        reduces = reduce_constants(form, tile)
+    states = {name: kind for name, kind in TENSORS.items() if name in ("out", "cu_q", "context")} | STATES | sinks
+    common = {"num_warps": REDUCE_WARPS, "archs": archs}
+    yield _shipped_one(f"reduce {model}", reduce_kernel, states, reduces, ("out", "partial", "stats"), common)
     common = {"num_warps": many.warps, "num_stages": many.stages, "wgmma": many.wgmma, "archs": archs}
     signature = TENSORS | sinks | {"work": "*i32"}
     yield _shipped_one(f"prefill {model}", prefill_kernel, signature, prefill_constants(form, many), ALIGNED, common)

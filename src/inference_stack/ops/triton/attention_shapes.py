@@ -71,7 +71,7 @@ def tile_for(pairs: int, group: int, head_dim: int, deterministic: bool, roomy: 
     lone = not deterministic and max(pairs, least) <= LONE
     lanes = LANES if deterministic else 0
     if not roomy:
-        return Tile(LONE, 32, 4, 2) if lone else Tile(max(FEW, least), 32, 8, 2, lanes)
+        return Tile(LONE, 32, 4, 2) if lone else Tile(max(FEW, least), 16 if wide else 32, 8, 2, lanes)
     if deterministic:
         keys, stages = (64, 3) if head_dim <= 64 else (32, 2 if wide else 4)
         return Tile(max(FEW, least), keys, 8 if wide else 4, stages, lanes)

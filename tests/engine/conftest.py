@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.engine.house import save_tiny
+from tests.ops.triton import conftest as interpreter  # noqa: F401  engines may run GPU kernels here too
 
 
 @pytest.fixture(scope="session")

@@ -109,10 +109,17 @@ class Serving:
             "tokens_per_s": tokens / seconds, "limit": tokens / floor, "ratio": floor / seconds,
             "step_ms": 1000 * seconds / steps, "spread": (rates[-1] - rates[0]) / median(rates), "batch": batch,
         }  # fmt: skip
-        kernels = kernels_of(self._house, self._place, 16) if batch in PROFILED else None
-        if kernels is not None:
-            found |= {"kernels": asdict(kernels), "idle": kernels.idle, "note": f"idle {kernels.idle:.1%}"}
-        return found
+        return found | (self._profile() if batch in PROFILED else {})
+
+    def _profile(self) -> dict[str, Any]:
+        """What the device does in such steps. A profiler that fails takes no measurement with it."""
+        try:
+            kernels = kernels_of(self._house, self._place, 16)
+        except Exception as error:
+            return {"note": f"no profile: {type(error).__name__}: {error}"[:200]}
+        if kernels is None:
+            return {}
+        return {"kernels": asdict(kernels), "idle": kernels.idle, "note": f"idle {kernels.idle:.1%}"}
 
     def prompt(self, tokens: int) -> dict[str, Any]:
         """Prompts alone, one after the other: from arrival to the first token. The first one does not count."""

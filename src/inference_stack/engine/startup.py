@@ -91,6 +91,7 @@ class Startup:
             max_tokens=self._engine.max_batch_tokens,
             max_samples=self._engine.max_running,
             device=self._device.torch_device,
+            planned=not self._gpu,
         )
         ops = ops_for(self._engine, self._device, workspace)
         refusal = ops.refuses_kv(self._engine.kv_dtype)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +17,14 @@ from torch import Tensor
 
 Work = Callable[[], tuple[Tensor, ...]]
 """Work for a device, and the tensors that hold its results."""
+
+
+def installed(package: str) -> str:
+    """A package's version; empty where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 class Point(Protocol):
@@ -72,10 +81,11 @@ class CudaStreams:
         self._pool: Any = None
 
     def isa(self) -> str:
-        """Such as "sm_90 NVIDIA H200 cuda 13.0"."""
+        """Such as "sm_90 NVIDIA H200, cuda 13.0, triton 3.6.0"."""
         major, minor = torch.cuda.get_device_capability(self.device)
         name = torch.cuda.get_device_name(self.device)
-        return f"sm_{major}{minor} {name} cuda {torch.version.cuda or torch.version.hip}"
+        toolkit = f"hip {torch.version.hip}" if torch.version.hip else f"cuda {torch.version.cuda}"
+        return f"sm_{major}{minor} {name}, {toolkit}, triton {installed('triton')}"
 
     def memory(self) -> tuple[int, int]:
         """Bytes that neither this process nor another one has, and all of the card."""

@@ -69,12 +69,15 @@ class Workspace:
 
     While measuring, tensors have memory of their own and only places are planned. Because a range has the size of its
     capacity, a step of one token and one sample measures as much as a full one. `max_tokens` bounds T, `max_samples` S.
-    Not for use by several threads at once. On GPUs torch's allocator does all this: it gives memory back in the order of the
-    device's work, and a graph keeps what was taken while it was recorded.
+    Not for use by several threads at once. Where it is not `planned`, as on accelerators, torch's allocator does all this: it
+    gives memory back in the order of the device's work, and a graph keeps what was taken while it was recorded.
     """
 
-    def __init__(self, *, max_tokens: int, max_samples: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, *, max_tokens: int, max_samples: int, device: torch.device | str = "cpu", planned: bool = True
+    ) -> None:
         self.device = torch.device(device)
+        self._planned = planned
         self._capacity: dict[Rows, int] = {"tokens": max_tokens, "samples": max_samples}
         self._places = FirstFit()
         self._live: dict[int, _Live] = {}
@@ -98,7 +101,10 @@ class Workspace:
         return self._buffer is not None
 
     def seal(self) -> None:
-        """Ends measuring and allocates the buffer. Raises RuntimeError when sealed already, or while outputs are alive."""
+        """Ends measuring and allocates the buffer, where it is planned. Raises RuntimeError when sealed already, or while outputs are
+        alive."""
+        if not self._planned:
+            return
         if self._buffer is not None:
             raise RuntimeError("the workspace is sealed already")
         if self._live:
@@ -112,7 +118,7 @@ class Workspace:
         capacity = self._capacity[rows]
         if shape[0] > capacity:
             raise WorkspaceOverflow(f"a step has {shape[0]} {rows}, but the workspace is planned for {capacity}")
-        if 0 in shape or self.device.type != "cpu":
+        if 0 in shape or not self._planned:
             return torch.empty(*shape, dtype=dtype, device=self.device)
         reserved = capacity * prod(shape[1:]) * dtype.itemsize
         start = self._places.take(reserved)

@@ -10,7 +10,15 @@ import pytest
 import zmq
 
 from inference_stack.core.errors import InferenceError
-from inference_stack.wire.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, Held, KvBatch, KvChange, KvPublisher
+from inference_stack.wire.kv_events import (
+    AllBlocksCleared,
+    BlockRemoved,
+    BlockStored,
+    Held,
+    KvBatch,
+    KvChange,
+    KvPublisher,
+)
 from tests.wire.listener import Listener
 
 ANY = "tcp://127.0.0.1:*"

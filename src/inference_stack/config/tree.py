@@ -122,8 +122,8 @@ class EngineConfig:
     )
     load_format: str = knob(
         "auto",
-        "Where weights come from: auto reads the model's files; random draws them, for measuring, and needs no more than a directory "
-        "with a config.json and a tokenizer.",
+        "Where weights come from: auto reads the model's files; random draws them, for measuring, and needs no more than a "
+        "directory with a config.json and a tokenizer.",
         choices=("auto", "random"),
     )
     kernels: str = knob(

@@ -75,7 +75,9 @@ def _optional(path: Path) -> dict[str, Any]:
 
 def _raw(path: Path) -> RawTokenizer:
     if not path.is_file():
-        raise unsupported_model(f"{path} does not exist; a served model needs a tokenizer, which is read from tokenizer.json only.")
+        raise unsupported_model(
+            f"{path} does not exist; a served model needs a tokenizer, which is read from tokenizer.json only."
+        )
     try:
         return RawTokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing more precise

@@ -101,8 +101,8 @@ class Workspace:
         return self._buffer is not None
 
     def seal(self) -> None:
-        """Ends measuring and allocates the buffer, where it is planned. Raises RuntimeError when sealed already, or while outputs are
-        alive."""
+        """Ends measuring and allocates the buffer, where it is planned. Raises RuntimeError when sealed already, or while outputs
+        are alive."""
         if not self._planned:
             return
         if self._buffer is not None:

@@ -60,7 +60,7 @@ def room(device: torch.device) -> Room:
     if device.type != "cuda":
         return Room(H200_PROCESSORS, True)
     properties = torch.cuda.get_device_properties(device)
-    return Room(properties.multi_processor_count, properties.shared_memory_per_block_optin >= ROOMY)
+    return Room(properties.multi_processor_count, getattr(properties, "shared_memory_per_block_optin", 0) >= ROOMY)
 
 
 def tile_for(pairs: int, group: int, head_dim: int, deterministic: bool, roomy: bool) -> Tile:

@@ -1,7 +1,8 @@
 """The size budget: small functions, small files, no unfinished business. Exits 1 and lists what breaks it.
 
 Functions: half of all lines in functions live in functions of at most 25 lines, 95 % of functions have at most 40, none has more
-than 60; a docstring does not count, nor do a GPU kernel's parameters, which stand one to a line. Files: at most 500 lines. In src: no NotImplementedError, and nowhere a note to finish later.
+than 60; a docstring does not count, nor do a GPU kernel's parameters, one to a line. Files: at most 500 lines. In src: no
+NotImplementedError, and nowhere a note to finish later.
 """
 
 from __future__ import annotations

@@ -205,7 +205,8 @@ async def test_a_killed_gateway_changes_nothing_for_a_client_that_resumes(fleet:
     try:
         async for part in client.parts(0, case, "one"):
             answer.take(part)
-            if len(answer.choices[0]["tokens"]) >= 15 and first.status is None:
+            far = 0 in answer.choices and len(answer.choices[0]["tokens"]) >= 15  # the other choice may speak first
+            if far and first.status is None:
                 os.kill(first.pid, signal.SIGKILL)
                 os.waitid(os.P_PID, first.pid, os.WEXITED | os.WNOWAIT)
     finally:

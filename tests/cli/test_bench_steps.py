@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from inference_stack.cli.bench.steps import Planned, Watched, collect_steps
+from inference_stack.cli.bench.steps import Planned, Watched, chats, collect_steps
 from inference_stack.cli.main import app
 from inference_stack.config.tree import Config, EngineConfig, ModelEntry, NodeConfig
 from inference_stack.core.errors import InferenceError
@@ -61,6 +61,12 @@ def test_a_load_that_the_engine_fails_is_no_measurement(demo_model: Path) -> Non
     too_long = (Planned(0, 500, 4),)
     with pytest.raises(InferenceError, match="context length"):
         collect_steps(configured(demo_model), loads=lambda *_: iter([too_long] * 2), seconds=0, rounds=1)
+
+
+@pytest.mark.model
+def test_there_are_enough_distinct_steps_however_short_the_time(demo_model: Path) -> None:
+    samples = collect_steps(configured(demo_model), loads=chats, seconds=0, rounds=1, least=200)
+    assert len({one.sizes for one in samples}) >= 200
 
 
 @pytest.mark.model

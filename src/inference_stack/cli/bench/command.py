@@ -69,10 +69,10 @@ def steps(
 ) -> None:
     """Time an engine's steps under varied loads, in this process, and say how well a cost model fits them."""
     from inference_stack.cli.bench.steps import collect_steps
-    from inference_stack.simulator.cost.fitted import fit
+    from inference_stack.simulator.cost.fitted import LEAST_SAMPLES, fit
 
     chosen = _measurable(load(config, os.environ, [*settings, Given(("models",), [model], "arguments")]))
-    samples = collect_steps(chosen, output, seconds=seconds)
+    samples = collect_steps(chosen, output, seconds=seconds, least=LEAST_SAMPLES)
     _, quality = fit(samples)
     errors = quality.held_out
     said = f"{errors.median:.1%} on the others in the median, by {errors.p90:.1%} or less for nine in ten"

@@ -106,17 +106,17 @@ class StepBench:
         self._watched = Watched(instance.runner)
         instance.runner = self._watched
 
-    def collect(self, kinds: Sequence[Loads], seconds: float, rounds: int) -> list[list[StepSample]]:
+    def collect(self, kinds: Sequence[Loads], seconds: float, rounds: int, least: int) -> list[list[StepSample]]:
         """Samples by kind of load. As many different loads as fit into a share of the time, then the same in each further round.
 
-        Kinds take turns and equal shares of the time, so that all of them meet the machine in the same moods.
+        On a machine so slow that this would be fewer than `least` distinct steps of a kind, more. Kinds take turns and equal shares of the time, so that all of them meet the machine in the same moods.
         """
         endless = [loads(self._noise, self._info.max_model_len) for loads in kinds]
         found: list[list[StepSample]] = [[] for _ in kinds]
         spent = [0.0] * len(kinds)
         self._play(next(endless[0]))
         chosen: list[tuple[int, Load]] = []
-        while 0.0 in spent or sum(spent) < seconds / rounds:
+        while sum(spent) < seconds / rounds or any(len({each.sizes for each in one}) < least for one in found):
             kind = spent.index(min(spent))
             began = self._clock.now()
             chosen.append((kind, next(endless[kind])))
@@ -149,9 +149,11 @@ class StepBench:
 
 
 def collect_kinds(
-    config: Config, kinds: Sequence[Loads], *, seconds: float = 60.0, rounds: int = 4, seed: int = 1
+    config: Config, kinds: Sequence[Loads], *, seconds: float = 60.0, rounds: int = 4, seed: int = 1, least: int = 1
 ) -> list[list[StepSample]]:
     """Measure steps of the configured model for about `seconds`, under several kinds of load in turns; samples of each kind.
+
+    However slow the machine, there are `least` distinct steps of each kind.
 
     The prefix cache and the inter-token target are off, so that a load's steps have the same sizes in every round. Raises
     `InferenceError` for what cannot be served, and for several models.
@@ -160,7 +162,7 @@ def collect_kinds(
     clock = SystemClock()
     core, ready = Startup(replace(config, engine=engine), clock, Account(clock, clock.now())).run()
     tune_collector()
-    return StepBench(core, ready, clock, seed).collect(kinds, seconds, rounds)
+    return StepBench(core, ready, clock, seed).collect(kinds, seconds, rounds, least)
 
 
 def collect_steps(
@@ -171,9 +173,10 @@ def collect_steps(
     seconds: float = 60.0,
     rounds: int = 4,
     seed: int = 1,
+    least: int = 1,
 ) -> list[StepSample]:
     """Like `collect_kinds`, under one kind of load; also written to `output` as JSON lines."""
-    (samples,) = collect_kinds(config, (loads,), seconds=seconds, rounds=rounds, seed=seed)
+    (samples,) = collect_kinds(config, (loads,), seconds=seconds, rounds=rounds, seed=seed, least=least)
     if output is not None:
         write_samples(output, samples)
     return samples

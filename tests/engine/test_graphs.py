@@ -46,7 +46,7 @@ def answers(one: Engine, model: str) -> list[Answer]:
     )
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", pytest.param("qwen3", marks=pytest.mark.slow)])
 def test_recorded_steps_give_the_bits_of_steps_op_by_op(tiny_models: dict[str, Path], family: str) -> None:
     recorded, plain = served(tiny_models[family]), served(tiny_models[family], recorded_steps=False)
     assert answers(recorded, family) == answers(plain, family)
@@ -76,6 +76,7 @@ def test_results_stay_where_they_are(tiny_models: dict[str, Path]) -> None:
     assert [part.data_ptr() for part in (again.columns, again.hidden_TD, again.logits_SV)] == before
 
 
+@pytest.mark.slow
 def test_rows_that_fill_up_touch_no_block_of_a_request(tiny_models: dict[str, Path]) -> None:
     one = served(tiny_models["llama"], prefix_cache=False)
     alone = [one.alone(request(prompt(17, n), "a", seed=n, max_tokens=5)) for n in range(3)]

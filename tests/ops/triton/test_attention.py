@@ -174,6 +174,7 @@ def test_in_deterministic_mode_a_query_has_the_same_bits_in_every_form_of_step(w
             assert torch.equal(ops.attend(q_THE, page.kv, step, heads.head_dim**-0.5), prefilled[-1:])
 
 
+@pytest.mark.slow
 def test_lanes_are_dealt_out_again_beyond_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("inference_stack.ops.triton.attention_shapes.LANES", 2)
     got, expected = both(heads_of(2, 1), [(1039, 1040), (1000, 1035)], deterministic=True)

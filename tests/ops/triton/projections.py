@@ -1,10 +1,9 @@
-"""What tests of projections share: ops over a workspace on the CPU, quantised weights of every form, an oracle, poison."""
+"""What tests of projections share: ops over a workspace on the CPU, quantised weights of every form, an oracle."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -50,18 +49,6 @@ def error(found: Tensor, x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None 
     wanted = x_TK.double() @ weight_NK.double().t() + (0 if bias_N is None else bias_N.double())
     off = ((found.double() - wanted).abs().max() / wanted.abs().max()).item()
     return off if found.isfinite().all() else float("inf")
-
-
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on fresh memory of floats is NaN."""
-    plain = torch.empty
-
-    def full(*args: Any, **kwargs: Any) -> Tensor:
-        made = plain(*args, **kwargs)
-        return made.fill_(torch.nan) if made.dtype in (torch.float16, torch.bfloat16, torch.float32) else made
-
-    monkeypatch.setattr(torch, "empty", full)
-    monkeypatch.setattr(Workspace, "take", lambda self, shape, dtype, rows="tokens": full(*shape, dtype=dtype))
 
 
 def assert_rows_alone(linear: TritonLinear, weight: Linear, x_TK: Tensor, batches: tuple[int, ...]) -> None:

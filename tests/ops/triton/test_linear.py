@@ -7,7 +7,7 @@ import torch
 
 from inference_stack.ops.api import Linear
 from inference_stack.ops.triton.linear import DenseWeight
-from tests.ops.triton.projections import error, make_linear, poisoned, quantised, random
+from tests.ops.triton.projections import error, make_linear, quantised, random
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
@@ -16,7 +16,6 @@ from tests.ops.triton.projections import error, make_linear, poisoned, quantised
 def test_a_dense_product_is_right(
     rows: int, outputs: int, depth: int, biased: bool, deterministic: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    poisoned(monkeypatch)
     bias = random(outputs, seed=2, dtype=torch.float32) if biased else None
     source, x = random(outputs, depth, seed=1, dtype=torch.float32), random(rows, depth)
     found = make_linear(deterministic=deterministic)(x, Linear(weight=source, bias_N=bias))

@@ -11,7 +11,7 @@ from inference_stack.ops.api import Linear, Quantised
 from inference_stack.ops.reference.quantised import dequantise
 from inference_stack.ops.triton import w4a16
 from inference_stack.ops.triton.w4a16 import PackedWeight
-from tests.ops.triton.projections import assert_rows_alone, error, make_linear, poisoned, quantised, random
+from tests.ops.triton.projections import assert_rows_alone, error, make_linear, quantised, random
 
 FORMS = [
     # bits, group, inputs, outputs, fp16 scales, zeros, shuffled columns
@@ -41,7 +41,6 @@ def test_the_result_is_the_dequantised_weights(form: int, rows: int, monkeypatch
     bias = random(FORMS[form][3], seed=2, dtype=torch.float32) if form % 2 else None
     linear, weight = make_linear(), Linear(weight=weight_of(form), bias_N=bias)
     linear.prepare(weight)
-    poisoned(monkeypatch)
     x = random(rows, FORMS[form][2], seed=rows)
     for _ in range(2):  # what programs leave behind must be as they found it
         found = linear(x, weight)

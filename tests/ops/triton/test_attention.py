@@ -11,7 +11,8 @@ from torch import Tensor
 from inference_stack.ops.api import HeadSpec, Rope
 from inference_stack.ops.triton.attention import work_list
 from inference_stack.ops.triton.attention_decode import sharing
-from inference_stack.ops.triton.attention_shapes import H200_PROCESSORS, Room, tile_for
+from inference_stack.ops.triton.attention_shapes import tile_for
+from inference_stack.ops.triton.cards import H200_PROCESSORS, Room
 from tests.ops.parts import Paged, PagedRequest, make_ops
 from tests.ops.triton.gpu_parts import GpuOps, heads_of, projection, recorded_form
 

@@ -13,9 +13,7 @@ from tests.ops.triton.projections import error, make_linear, quantised, random
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize(("rows", "outputs", "depth"), [(1, 37, 65), (17, 64, 96), (131, 5, 33)])
-def test_a_dense_product_is_right(
-    rows: int, outputs: int, depth: int, biased: bool, deterministic: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dense_product_is_right(rows: int, outputs: int, depth: int, biased: bool, deterministic: bool) -> None:
     bias = random(outputs, seed=2, dtype=torch.float32) if biased else None
     source, x = random(outputs, depth, seed=1, dtype=torch.float32), random(rows, depth)
     found = make_linear(deterministic=deterministic)(x, Linear(weight=source, bias_N=bias))

@@ -87,7 +87,7 @@ def by_tiles(shape: experts_tiles.Shape) -> Callable[[Tensor, Tensor, Experts], 
     return run
 
 
-SMALL = experts_tiles.Shape(16, 64, 32, 32, 4, 2, 2)
+SMALL = experts_tiles.Shape(16, 64, 32, 32, 32, 4, 2, 2)
 PATHS = {"pairs": by_pairs, "tiles": by_tiles(SMALL)}
 SHIPPED = {"pairs": by_pairs, **{f"tiles of {shape.rows}": by_tiles(shape) for shape in experts_tiles.SHAPES}}
 

@@ -37,7 +37,7 @@ def weight_of(form: int) -> Quantised:
 
 @pytest.mark.parametrize("form", range(len(FORMS)))
 @pytest.mark.parametrize("rows", [1, 19, 70, 130])
-def test_the_result_is_the_dequantised_weights(form: int, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_result_is_the_dequantised_weights(form: int, rows: int) -> None:
     bias = random(FORMS[form][3], seed=2, dtype=torch.float32) if form % 2 else None
     linear, weight = make_linear(), Linear(weight=weight_of(form), bias_N=bias)
     linear.prepare(weight)

@@ -109,7 +109,8 @@ class StepBench:
     def collect(self, kinds: Sequence[Loads], seconds: float, rounds: int, least: int) -> list[list[StepSample]]:
         """Samples by kind of load. As many different loads as fit into a share of the time, then the same in each further round.
 
-        On a machine so slow that this would be fewer than `least` distinct steps of a kind, more. Kinds take turns and equal shares of the time, so that all of them meet the machine in the same moods.
+        On a machine so slow that this would be fewer than `least` distinct steps of a kind, more. Kinds take turns and equal shares
+        of the time, so that all of them meet the machine in the same moods.
         """
         endless = [loads(self._noise, self._info.max_model_len) for loads in kinds]
         found: list[list[StepSample]] = [[] for _ in kinds]

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Final
 
-import torch
 import triton
 from torch import Tensor
 
@@ -24,9 +22,6 @@ FEW: Final = 64
 """(query, head) pairs of one row and KV head up to which a row's keys are shared out, instead of its queries."""
 LONE: Final = 16
 """Pairs that fit the smallest matrix instruction."""
-ROOMY: Final = 200 << 10
-"""Shared memory of a block, in bytes, from which tiles are Hopper's; other cards get smaller ones, in more warps."""
-H200_PROCESSORS: Final = 132
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,23 +41,6 @@ class Tile:
         return self.rows >= 64
 
 
-@dataclass(frozen=True, slots=True)
-class Room:
-    """What a device has: multiprocessors, and whether tiles may take much shared memory."""
-
-    processors: int
-    roomy: bool
-
-
-@lru_cache(maxsize=64)
-def room(device: torch.device) -> Room:
-    """The device's room; that of an H200 where kernels are interpreted."""
-    if device.type != "cuda":
-        return Room(H200_PROCESSORS, True)
-    properties = torch.cuda.get_device_properties(device)
-    return Room(properties.multi_processor_count, getattr(properties, "shared_memory_per_block_optin", 0) >= ROOMY)
-
-
 def tile_for(pairs: int, group: int, head_dim: int, deterministic: bool, roomy: bool) -> Tile:
     """The tile for rows of up to `pairs` pairs. Deterministic mode has one tile for all of them, of few keys: beside the state of a
     lane it holds what the lanes before it came to, and registers are what it runs out of."""
@@ -71,7 +49,8 @@ def tile_for(pairs: int, group: int, head_dim: int, deterministic: bool, roomy: 
     lone = not deterministic and max(pairs, least) <= LONE
     lanes = LANES if deterministic else 0
     if not roomy:
-        return Tile(LONE, 32, 4, 2) if lone else Tile(max(FEW, least), 16 if wide else 32, 8, 2, lanes)
+        stages = 2 if deterministic else 3
+        return Tile(LONE, 32, 4, 2) if lone else Tile(max(FEW, least), 16 if wide else 32, 8, stages, lanes)
     if deterministic:
         keys, stages = (64, 3) if head_dim <= 64 else (32, 2 if wide else 4)
         return Tile(max(FEW, least), keys, 8 if wide else 4, stages, lanes)

@@ -18,23 +18,27 @@ import triton.language as tl
 from torch import Tensor
 
 from inference_stack.ops.api import Experts, Mxfp4
+from inference_stack.ops.triton.cards import room
 from inference_stack.ops.triton.experts_math import CLAMPED, KINDS, SILU, fp4_scale, fp4_value, gated
 from inference_stack.ops.triton.experts_routing import Tiles, counting
 from inference_stack.ops.triton.kernel import Shipped, kernel
 from inference_stack.ops.workspace import Workspace
 
 SUM_WIDTH: Final = 1024
+GPT_OSS_WIDTH: Final = 2880
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
     """A tile's rows; the weight rows of a program (of `down`; `up` takes half as many gate rows and as many up rows); columns
-    of dense and of MXFP4 weights read at once; and how a program runs."""
+    of dense and of MXFP4 weights read at once, the latter on a roomy card and on others, whose matrix instructions take more
+    registers; and how a program runs."""
 
     rows: int
     outputs: int
     depth: int
     fp4_depth: int
+    fp4_narrow: int
     warps: int
     stages: int
     fp4_stages: int
@@ -44,10 +48,14 @@ class Shape:
         """Whether Hopper's matrix instructions are for such tiles."""
         return self.rows >= 64
 
+    def columns(self, fp4: bool, roomy: bool) -> int:
+        """Columns of weights read at once."""
+        return (self.fp4_depth if roomy else self.fp4_narrow) if fp4 else self.depth
 
-SMALL: Final = Shape(16, 64, 128, 128, 4, 4, 2)
-MIDDLE: Final = Shape(64, 128, 64, 64, 4, 4, 2)
-LARGE: Final = Shape(128, 128, 64, 64, 8, 3, 2)
+
+SMALL: Final = Shape(16, 64, 128, 128, 128, 4, 4, 2)
+MIDDLE: Final = Shape(64, 128, 64, 64, 32, 4, 4, 2)
+LARGE: Final = Shape(128, 128, 64, 64, 32, 8, 3, 2)
 SHAPES: Final = (SMALL, MIDDLE, LARGE)
 FIXED: Final = MIDDLE
 """What deterministic mode uses for all sizes."""
@@ -292,7 +300,8 @@ def _up(workspace: Workspace, x_TD: Tensor, experts: Experts, top_k: int, tiles:
 def _side(weights: Tensor | Mxfp4, shape: Shape, outputs: int) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """A stack's weights or blocks, its scales if it has any, and the launch options for it."""
     fp4 = isinstance(weights, Mxfp4)
-    depth = shape.fp4_depth if fp4 else shape.depth
+    memory, scales = (weights.blocks, weights.scales) if isinstance(weights, Mxfp4) else (weights, weights)
+    depth = shape.columns(fp4, room(memory.device).roomy)
     options = {
         "FP4": fp4,
         "EVEN": weights.shape[2] % depth == 0,
@@ -302,18 +311,18 @@ def _side(weights: Tensor | Mxfp4, shape: Shape, outputs: int) -> tuple[Tensor, 
         "num_warps": shape.warps,
         "num_stages": shape.fp4_stages if fp4 else shape.stages,
     }
-    if isinstance(weights, Mxfp4):
-        return weights.blocks, weights.scales, options
-    return weights, weights, options
+    return memory, scales, options
 
 
-def _shipped(up: bool, shape: Shape, fp4: bool, biased: bool, even: bool, kind: int) -> Shipped:
+def _shipped(up: bool, shape: Shape, fp4: bool, biased: bool, kind: int, roomy: bool) -> Shipped:
+    columns = shape.columns(fp4, roomy)
+    even = not biased or GPT_OSS_WIDTH % columns == 0
     tensors = {"x" if up else "inner": "*bf16", "weight": "*u8" if fp4 else "*bf16", "inner" if up else "out": "*bf16"}
     tensors |= dict.fromkeys(("order", "tile_expert", "tile_first", "tile_rows"), "*i32")
     tensors |= {"scales": "*u8" if fp4 else "*bf16"} | ({} if up else {"weights": "*fp32"})
     constants: dict[str, Any] = {"BIASED": biased, "FP4": fp4, "EVEN": even, "ROWS": shape.rows}
     constants |= {"OUTPUTS": shape.outputs // 2 if up else shape.outputs}
-    constants |= {"DEPTH": shape.fp4_depth if fp4 else shape.depth}
+    constants |= {"DEPTH": columns}
     constants |= {"KIND": kind} if up else {}
     tensors |= {"bias": "*fp32"} if biased else {}
     constants |= {} if biased else {"bias": None}
@@ -330,6 +339,7 @@ def _shipped(up: bool, shape: Shape, fp4: bool, biased: bool, even: bool, kind: 
         num_warps=shape.warps,
         num_stages=shape.fp4_stages if fp4 else shape.stages,
         wgmma=shape.wgmma,
+        archs=(90,) if roomy else (80, 89),
     )
 
 
@@ -345,11 +355,11 @@ def _sum() -> Shipped:
 
 SHIPPED: Final = (
     _sum(),
-    *(_shipped(up, shape, False, False, True, SILU) for shape in SHAPES for up in (True, False)),
     *(
-        _shipped(up, shape, fp4, True, 2880 % (shape.fp4_depth if fp4 else shape.depth) == 0, CLAMPED)
+        _shipped(up, shape, fp4, biased, CLAMPED if biased else SILU, roomy)
         for shape in SHAPES
-        for fp4 in (True, False)
+        for fp4, biased in ((False, False), (False, True), (True, True))
         for up in (True, False)
+        for roomy in (True, False)
     ),
 )

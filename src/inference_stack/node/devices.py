@@ -18,7 +18,7 @@ from inference_stack.core.errors import invalid
 from inference_stack.core.stats import Ledger
 
 USED_GPU = "found"
-UNUSED_GPU = "found, not used: the engine computes on CPU cores"
+UNUSED_GPU = "found, not used: the engine was told to compute on CPU cores, or its torch knows no GPU"
 NO_NVML = "there is a driver: pip install inference-stack[nvml] to have GPUs listed"
 DRIVER = Path("/dev/nvidiactl")
 

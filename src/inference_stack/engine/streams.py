@@ -74,9 +74,11 @@ class Streams(Protocol):
 
 
 class CudaStreams:
-    """The current stream of a CUDA device, and one pool of memory that all its graphs share."""
+    """The current stream of a CUDA device, and one pool of memory that all its graphs share. Products are summed in fp32."""
 
     def __init__(self, device: torch.device) -> None:
+        products = torch.backends.cuda.matmul
+        products.allow_bf16_reduced_precision_reduction = products.allow_fp16_reduced_precision_reduction = False
         self.device = device
         self._pool: Any = None
 
@@ -106,7 +108,8 @@ class CudaStreams:
         graph = torch.cuda.CUDAGraph()
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # Other threads may ask the device for memory meanwhile; only this one must not.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             made = work()
         return graph, made
 

@@ -3,6 +3,7 @@
     python -m tests.ops.triton.cross [--arch 90] [MODULE …]     one JSON object a line
 
 Run as a process of its own, without TRITON_INTERPRET: a kernel is either interpreted or compiled, decided when it is defined.
+And for one architecture: what is compiled for a second one may have instructions of the first.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ import inference_stack.ops.triton as package
 from inference_stack.ops.triton.kernel import Shipped
 
 ALIGNED = [["tt.divisibility", 16]]
+UNDER_WAY = re.compile(r"async_wait.*\bnum = (\d+)")
+"""Copies that may still be on their way when a loop goes on."""
 RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 
 
@@ -55,6 +58,8 @@ def compiled(one: Shipped, arch: int) -> dict[str, Any]:
         "shared": made.metadata.shared,
         "wgmma": "wgmma" in made.asm["ptx"],
         "wants_wgmma": one.wgmma,
+        "under_way": max((int(left) for left in UNDER_WAY.findall(made.asm["ttgir"])), default=0),
+        "wants_overlap": one.overlap,
     }
 
 

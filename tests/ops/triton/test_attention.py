@@ -188,10 +188,28 @@ def test_the_work_list_has_every_tile_once_and_the_longest_first() -> None:
     parts = [(page.sequence(torch.zeros(stop, 1)), start, stop) for start, stop in ((0, 100), (9, 10), (200, 270))]
     step, _ = page.step(parts)
     pairs = torch.tensor([200, 2, 140]).numpy()
-    work = work_list(step, pairs, pairs <= 64, 64)
+    work = work_list(step, 2, pairs, pairs <= 64, 64)
     assert sorted(map(tuple, work.tolist())) == [(0, 0), (0, 1), (0, 2), (0, 3), (2, 0), (2, 1), (2, 2)]
     assert work[:3, 0].tolist() == [2, 2, 2]
     assert work[3:, 1].tolist() == [3, 2, 1, 0]
+
+
+def test_a_long_prompts_tiles_go_before_a_short_ones() -> None:
+    page = Paged(heads_of(4, 1), granules=1)
+    parts = [(page.sequence(torch.zeros(stop, 1)), 0, stop) for stop in (96, 400)]
+    step, _ = page.step(parts)
+    pairs = torch.tensor([4 * 96, 4 * 400]).numpy()
+    work = work_list(step, 4, pairs, pairs <= 64, 64)
+    seen = [min((tile + 1) * 16, (96, 400)[row]) for row, tile in work.tolist()]
+    assert seen == sorted(seen, reverse=True)
+
+
+def test_rows_are_shared_out_only_while_their_states_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = [(90, 97), (300, 301), (0, 5)]
+    roomy, _ = both(heads_of(4, 2), parts, deterministic=True)
+    monkeypatch.setattr("inference_stack.ops.triton.attention.MOST_STATES", 1)
+    tight, _ = both(heads_of(4, 2), parts, deterministic=True)
+    assert torch.equal(roomy, tight)
 
 
 def test_shares_follow_from_shapes() -> None:

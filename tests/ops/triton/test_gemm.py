@@ -7,6 +7,7 @@ import torch
 
 from inference_stack.ops.api import Linear
 from inference_stack.ops.triton import gemm
+from inference_stack.ops.triton.cards import Room
 from tests.ops.triton.projections import assert_rows_alone, error, make_linear, random
 
 
@@ -47,7 +48,9 @@ def test_a_broken_row_fails_alone() -> None:
 
 def test_few_rows_take_the_small_tile_and_many_one_that_keeps_the_device_busy() -> None:
     assert gemm.tile_for(gemm.TILES, 64, 128256) is gemm.SHORT
-    assert gemm.tile_for(gemm.TILES, 128, 4096) is gemm.NARROW
+    assert gemm.tile_for(gemm.TILES, 128, 4096) is gemm.SHORT
+    assert gemm.tile_for(gemm.TILES, 256, 4096) is gemm.NARROW
+    assert gemm.tile_for(gemm.TILES, 65, 64) is gemm.SHORT
     assert gemm.tile_for(gemm.TILES, 128, 28672) is gemm.BASE
     assert gemm.tile_for(gemm.TILES, 2048, 28672) is gemm.WIDE
     assert gemm.tile_for((gemm.BASE,), 1, 64) is gemm.BASE
@@ -64,4 +67,8 @@ def test_the_widest_tile_is_for_hopper(
     capability: tuple[int, int], widest: gemm.Tile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    assert gemm.tiles_of(torch.device("cuda"))[-1] == widest
+    monkeypatch.setattr(gemm, "room", lambda _: Room(132, roomy=capability == (9, 0)))
+    tiles = gemm.tiles_of(torch.device("cuda"))
+    assert tiles[-1] == widest
+    assert (tiles[0] == gemm.SHORT) == (capability == (9, 0))
+    assert gemm.tile_for(tiles, 1, 4096) is tiles[0]

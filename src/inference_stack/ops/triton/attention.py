@@ -29,12 +29,15 @@ from inference_stack.ops.triton.attention_decode import (
     split_kernel,
 )
 from inference_stack.ops.triton.attention_prefill import attend_many, prefill_constants, prefill_kernel
-from inference_stack.ops.triton.attention_shapes import FEW, Form, Launch, Tile, tile_for
+from inference_stack.ops.triton.attention_shapes import FEW, LANES, STAGES, Form, Launch, Tile, tile_for
 from inference_stack.ops.triton.cards import Room, room
 from inference_stack.ops.triton.kernel import Shipped
 from inference_stack.ops.triton.kv_memory import TYPES, KvView, check_device, view
 from inference_stack.ops.triton.settings import TritonSettings
 from inference_stack.ops.workspace import Workspace
+
+MOST_STATES: Final = 128 << 20
+"""Deterministic mode: bytes of states beyond which rows of several queries are not shared out. The same bits either way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +98,23 @@ class Attention:
     def _plan(self, step: StepInputs, form: Form, has: Room) -> Plan:
         pairs_R = np.diff(np.asarray(step.cu_q, dtype=np.int64)) * form.group if step.cu_q else np.array([form.group])
         limit = max(FEW, triton.next_power_of_2(form.group))
-        is_few = pairs_R <= limit
+        most = max(form.group, MOST_STATES // self._state_bytes(form, len(pairs_R))) if self._deterministic else limit
+        is_few = pairs_R <= min(limit, most)
         height = int(pairs_R[is_few].max(initial=0))
         few, many = (
             tile_for(pairs, form.group, form.head_dim, self._deterministic, has.roomy) for pairs in (height, limit + 1)
         )
-        work = None if is_few.all() else _upload(work_list(step, pairs_R, is_few, many.rows), step.tokens_T.device)
+        work = (
+            None
+            if is_few.all()
+            else _upload(work_list(step, form.group, pairs_R, is_few, many.rows), step.tokens_T.device)
+        )
         return Plan(height, few, work, many)
+
+    @staticmethod
+    def _state_bytes(form: Form, rows: int) -> int:
+        """Memory for the states of one pair of every row."""
+        return rows * form.kv_heads * LANES * (form.head_dim + 2) * 4
 
 
 def _form(q_THE: Tensor, kv: KvLayer, softcap: float, sinks_H: Tensor | None) -> Form:
@@ -116,13 +129,13 @@ def _form(q_THE: Tensor, kv: KvLayer, softcap: float, sinks_H: Tensor | None) ->
     )
 
 
-def work_list(step: StepInputs, pairs_R: np.ndarray, is_few: np.ndarray, rows: int) -> np.ndarray:
+def work_list(step: StepInputs, group: int, pairs_R: np.ndarray, is_few: np.ndarray, rows: int) -> np.ndarray:
     """int32 [tiles, 2] of the rows with many queries: (row, tile), those that see the most keys first."""
     row_M = np.flatnonzero(~is_few)
     tiles_M = -(-pairs_R[row_M] // rows)
     row_W = np.repeat(row_M, tiles_M)
     tile_W = np.arange(len(row_W)) - np.repeat(np.cumsum(tiles_M) - tiles_M, tiles_M)
-    missing_W = (pairs_R[row_W] - (tile_W + 1) * rows).clip(min=0) // max(1, pairs_R[row_W].max() // pairs_R.max())
+    missing_W = (pairs_R[row_W] - (tile_W + 1) * rows).clip(min=0) // group
     last_W = np.asarray(step.context)[row_W] - missing_W
     return np.stack([row_W, tile_W], 1)[np.argsort(-last_W, kind="stable")].astype(np.int32)
 
@@ -186,17 +199,19 @@ def _of(model: str, form: Form, deterministic: bool, roomy: bool) -> Iterator[Sh
     many = tile_for(FEW + 1, form.group, form.head_dim, deterministic, roomy)
     reduces = {}
     for tile in few:
-        common = {"num_warps": tile.warps, "num_stages": tile.stages, "wgmma": tile.wgmma, "archs": archs}
+        common = {"num_warps": tile.warps, "num_stages": STAGES, "wgmma": tile.wgmma, "overlap": True, "archs": archs}
         for final in (False, True):
             yield _shipped_one(
                 f"split {model} M={tile.rows}{' final' if final else ''}", split_kernel,
                 TENSORS | sinks | STATES, split_constants(form, tile, final), (*ALIGNED, "partial", "stats"), common,
             )  # fmt: skip
         reduces = reduce_constants(form, tile)
-    states = {name: kind for name, kind in TENSORS.items() if name in ("out", "cu_q", "context")} | STATES | sinks
+    states = (
+        {name: kind for name, kind in TENSORS.items() if name in ("out", "cu_q", "context", "window")} | STATES | sinks
+    )
     common = {"num_warps": REDUCE_WARPS, "archs": archs}
     yield _shipped_one(f"reduce {model}", reduce_kernel, states, reduces, ("out", "partial", "stats"), common)
-    common = {"num_warps": many.warps, "num_stages": many.stages, "wgmma": many.wgmma, "archs": archs}
+    common = {"num_warps": many.warps, "num_stages": STAGES, "wgmma": many.wgmma, "overlap": True, "archs": archs}
     signature = TENSORS | sinks | {"work": "*i32"}
     yield _shipped_one(f"prefill {model}", prefill_kernel, signature, prefill_constants(form, many), ALIGNED, common)
 

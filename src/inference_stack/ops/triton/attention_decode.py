@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from inference_stack.ops.triton.attention_shapes import Form, Launch, Tile
+from inference_stack.ops.triton.attention_shapes import STAGES, Form, Launch, Tile
 from inference_stack.ops.triton.attention_tiles import NEVER, chain, empty, finished, merged, swept, tile_range
 from inference_stack.ops.triton.kernel import kernel, kernel_for_any
 from inference_stack.ops.workspace import Workspace
@@ -37,6 +37,15 @@ def row_bounds(cu_q: tl.tensor, context: tl.tensor, row: tl.tensor) -> tl.tensor
     """A row's first token, its queries, and the position after its last one."""
     token = tl.load(cu_q + row)
     return token, (tl.load(cu_q + row + 1) - token).to(tl.int32), tl.load(context + row).to(tl.int32)
+
+
+@kernel
+def shares_of(low: tl.tensor, last: tl.tensor, share: tl.tensor, slots: tl.tensor, TILE: tl.constexpr) -> tl.tensor:
+    """The tiles [begin, end) of a share of keys low … last, and how many shares have any."""
+    first, behind = low // TILE, tl.where(last < 0, 0, last // TILE + 1)
+    each = tl.maximum(tl.cdiv(behind - first, slots), 1)
+    begin = first + share * each
+    return begin, tl.minimum(begin + each, behind), tl.cdiv(behind - first, each)
 
 
 @kernel_for_any("cu_q", "context", "entries", "first", "entry_stride", "slots", "height", "window")
@@ -119,16 +128,14 @@ def split_kernel(
                 )  # fmt: skip
                 keep(partial, stats, places + lane, height, m, sum_, acc, pair, e, live, valid, E)
         else:
-            begin = low // TILE
-            each = tl.cdiv(last // TILE + 1 - begin, slots)
-            begin += share * each
-            end = tl.minimum(begin + each, last // TILE + 1)
-            m, sum_, acc = empty(M, BLOCK_E)
-            m, sum_, acc = chain(
-                m, sum_, acc, query, position, head, blocks, granule, 0, begin, end, low, last, window, factor, ceiling,
-                True, WINDOWED, CAPPED, E, BLOCK_E, TILE, LANES, PIECE, KV,
-            )  # fmt: skip
-            keep(partial, stats, places + share, height, m, sum_, acc, pair, e, live, valid, E)
+            begin, end, _ = shares_of(low, last, share, slots, TILE)
+            if begin < end:
+                m, sum_, acc = empty(M, BLOCK_E)
+                m, sum_, acc = chain(
+                    m, sum_, acc, query, position, head, blocks, granule, 0, begin, end, low, last, window, factor, ceiling,
+                    True, WINDOWED, CAPPED, E, BLOCK_E, TILE, LANES, PIECE, KV,
+                )  # fmt: skip
+                keep(partial, stats, places + share, height, m, sum_, acc, pair, e, live, valid, E)
 
 
 @kernel
@@ -152,7 +159,7 @@ def keep(
     tl.store(stats + (place * 2 + 1) * height + pair, sum_, mask=valid)
 
 
-@kernel_for_any("cu_q", "context", "slots", "height")
+@kernel_for_any("cu_q", "context", "slots", "height", "window")
 def reduce_kernel(
     out: tl.tensor,
     partial: tl.tensor,
@@ -162,12 +169,15 @@ def reduce_kernel(
     sinks: tl.tensor,
     slots: tl.tensor,
     height: tl.tensor,
+    window: tl.tensor,
     GROUP: tl.constexpr,
     E: tl.constexpr,
     BLOCK_E: tl.constexpr,
     ROWS: tl.constexpr,
+    TILE: tl.constexpr,
     LANES: tl.constexpr,
     PIECE: tl.constexpr,
+    WINDOWED: tl.constexpr,
     SINKS: tl.constexpr,
 ) -> None:
     """Grid (KV heads, rows, parts of a row's pairs)."""
@@ -181,9 +191,11 @@ def reduce_kernel(
     e = tl.arange(0, BLOCK_E)
     valid = pair < pairs
     live = valid[:, None] & (e < E)[None, :]
-    used = slots
     if LANES:
         used = tl.minimum(tl.cdiv(length, PIECE), LANES)
+    else:
+        low = tl.maximum(length - queries - window + 1, 0) if WINDOWED else 0
+        _, _, used = shares_of(low, length - 1, 0, slots, TILE)
     m, sum_, acc = empty(ROWS, BLOCK_E)
     first = (row * tl.num_programs(0) + group_head) * slots
     for base in range(0, used, AT_ONCE):
@@ -256,13 +268,13 @@ def attend_few(launch: Launch, out: Tensor, tile: Tile, height: int, workspace: 
         launch.ceiling,
         **split_constants(form, tile, final=not shared.slots),
         num_warps=tile.warps,
-        num_stages=tile.stages,
+        num_stages=STAGES,
     )
     if shared.slots:
         parts = triton.cdiv(height, REDUCED)
         reduce_kernel[(form.kv_heads, rows, parts)](
             out, partial, stats, launch.cu_q, launch.context, launch.sinks, shared.slots, height,
-            **reduce_constants(form, tile), num_warps=REDUCE_WARPS,
+            launch.window, **reduce_constants(form, tile), num_warps=REDUCE_WARPS,
         )  # fmt: skip
 
 
@@ -273,5 +285,5 @@ def split_constants(form: Form, tile: Tile, final: bool) -> dict[str, Any]:
 
 def reduce_constants(form: Form, tile: Tile) -> dict[str, Any]:
     """What the reduce kernel is compiled for."""
-    names = ("GROUP", "E", "BLOCK_E", "LANES", "PIECE", "SINKS")
+    names = ("GROUP", "E", "BLOCK_E", "TILE", "LANES", "PIECE", "WINDOWED", "SINKS")
     return {name: form.constants(tile)[name] for name in names} | {"ROWS": REDUCED}

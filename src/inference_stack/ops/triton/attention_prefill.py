@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from inference_stack.ops.triton.attention_decode import row_bounds
-from inference_stack.ops.triton.attention_shapes import Form, Launch, Tile
+from inference_stack.ops.triton.attention_shapes import STAGES, Form, Launch, Tile
 from inference_stack.ops.triton.attention_tiles import finished, swept
 from inference_stack.ops.triton.kernel import kernel_for_any
 
@@ -103,7 +103,7 @@ def attend_many(launch: Launch, out: Tensor, tile: Tile, work: Tensor) -> None:
         launch.ceiling,
         **prefill_constants(launch.form, tile),
         num_warps=tile.warps,
-        num_stages=tile.stages,
+        num_stages=STAGES,
     )
 
 

@@ -24,6 +24,11 @@ LONE: Final = 16
 """Pairs that fit the smallest matrix instruction."""
 
 
+STAGES: Final = 5
+"""Keys and values wait for the block table's entry, so that the compiler gives them only half of the stages: of five, the next
+two tiles are on their way while one is computed; of three or four none would be."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tile:
     """M `rows`, `keys` at once, how a program runs; `lanes` 0 is one chain."""
@@ -31,7 +36,6 @@ class Tile:
     rows: int
     keys: int
     warps: int
-    stages: int
     lanes: int = 0
     piece: int = PIECE
 
@@ -49,17 +53,15 @@ def tile_for(pairs: int, group: int, head_dim: int, deterministic: bool, roomy: 
     lone = not deterministic and max(pairs, least) <= LONE
     lanes = LANES if deterministic else 0
     if not roomy:
-        stages = 2 if deterministic else 3
-        return Tile(LONE, 32, 4, 2) if lone else Tile(max(FEW, least), 16 if wide else 32, 8, stages, lanes)
+        return Tile(LONE, 32, 4) if lone else Tile(max(FEW, least), 16 if wide else 32, 8, lanes)
     if deterministic:
-        keys, stages = (64, 3) if head_dim <= 64 else (32, 2 if wide else 4)
-        return Tile(max(FEW, least), keys, 8 if wide else 4, stages, lanes)
-    keys, stages = (32, 2) if wide else (64, 3)
+        return Tile(max(FEW, least), 64 if head_dim <= 64 else 16 if wide else 32, 8 if wide else 4, lanes)
+    keys = 32 if wide else 64
     if lone:
-        return Tile(LONE, keys, 4, stages)
+        return Tile(LONE, keys, 4)
     if pairs <= max(FEW, least):
-        return Tile(max(FEW, least), keys, 8 if wide else 4, stages)
-    return Tile(max(128, least), keys, 8, stages)
+        return Tile(max(FEW, least), keys, 8 if wide else 4)
+    return Tile(max(128, least), keys, 8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,9 +53,9 @@ class Shape:
         return (self.fp4_depth if roomy else self.fp4_narrow) if fp4 else self.depth
 
 
-SMALL: Final = Shape(16, 64, 128, 128, 128, 4, 4, 2)
-MIDDLE: Final = Shape(64, 128, 64, 64, 32, 4, 4, 2)
-LARGE: Final = Shape(128, 128, 64, 64, 32, 8, 3, 2)
+SMALL: Final = Shape(16, 64, 128, 128, 128, 4, 4, 4)
+MIDDLE: Final = Shape(64, 128, 64, 64, 32, 4, 4, 3)
+LARGE: Final = Shape(128, 128, 64, 64, 32, 8, 3, 3)
 SHAPES: Final = (SMALL, MIDDLE, LARGE)
 FIXED: Final = MIDDLE
 """What deterministic mode uses for all sizes."""
@@ -339,6 +339,7 @@ def _shipped(up: bool, shape: Shape, fp4: bool, biased: bool, kind: int, roomy: 
         num_warps=shape.warps,
         num_stages=shape.fp4_stages if fp4 else shape.stages,
         wgmma=shape.wgmma,
+        overlap=True,
         archs=(90,) if roomy else (80, 89),
     )
 

@@ -8,13 +8,14 @@ same chain, cut to other widths; it is used only where this process has seen it 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 import torch
 import triton.language as tl
 from torch import Tensor
 
+from inference_stack.ops.triton.cards import room
 from inference_stack.ops.triton.kernel import Shipped, interpreting, kernel_for_any
 
 T = TypeVar("T")
@@ -40,22 +41,23 @@ class Tile:
         return -(-rows // self.rows) * -(-outputs // self.outputs)
 
 
-SHORT: Final = Tile(64, 32, 64, 4, 6)
+SHORT: Final = Tile(64, 32, 64, 4, 9)
 NARROW: Final = Tile(128, 64, 64, 8, 4)
 BASE: Final = Tile(128, 128, 64, 8, 3)
 WIDE: Final = Tile(128, 256, 64, 8, 3)
 TILES: Final = (SHORT, NARROW, BASE, WIDE)
-PROCESSORS: Final = 132
-"""Programs below which a smaller tile is taken: a large GPU has that many processors."""
+SHORT_STAGES: Final = 6
+"""Of the shortest tile, where a program may have little shared memory."""
+BUSY: Final = 120
+"""Programs below which a smaller tile is taken: a large GPU has 132 processors."""
 
 
 def tile_for(tiles: tuple[Tile, ...], rows: int, outputs: int) -> Tile:
-    """The largest tile that still keeps a large GPU busy; of those for few rows, where there are no more, the smallest."""
-    fitting = [tile for tile in tiles if tile.rows >= rows or tile.rows > SHORT.rows]
-    if fitting[0].rows >= rows and fitting[0].rows == SHORT.rows:
-        return fitting[0]
-    busy = [tile for tile in fitting if tile.programs(rows, outputs) >= PROCESSORS]
-    return busy[-1] if busy else fitting[0]
+    """The shortest tile for as many rows as it has; for more, the largest that keeps a large GPU busy."""
+    if rows <= tiles[0].rows == SHORT.rows:
+        return tiles[0]
+    busy = [tile for tile in tiles if tile.programs(rows, outputs) >= BUSY]
+    return busy[-1] if busy else max(tiles, key=lambda tile: tile.programs(rows, outputs))
 
 
 def agreeing(tiles: Iterable[T], base: T, run: Callable[[T], Tensor]) -> tuple[T, ...]:
@@ -124,8 +126,9 @@ def gemm(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None, y_TN: Tensor, t
 
 def tiles_of(device: torch.device) -> tuple[Tile, ...]:
     """The tiles that a device has registers and shared memory for: of the widest only Hopper's matrix instructions leave enough."""
+    short = SHORT if room(device).roomy else replace(SHORT, stages=SHORT_STAGES)
     hopper = device.type != "cuda" or (torch.version.hip is None and torch.cuda.get_device_capability(device)[0] == 9)
-    return tuple(tile for tile in TILES if hopper or tile != WIDE)
+    return (short, NARROW, BASE, WIDE) if hopper else (short, NARROW, BASE)
 
 
 def tiles_for(weight_NK: Tensor) -> tuple[Tile, ...]:
@@ -141,7 +144,7 @@ def tiles_for(weight_NK: Tensor) -> tuple[Tile, ...]:
     return agreeing(tiles_of(weight_NK.device), BASE, run)
 
 
-def _shipped(tile: Tile, bias: bool = False, even: bool = True) -> Shipped:
+def _shipped(tile: Tile, bias: bool = False, even: bool = True, archs: tuple[int, ...] = (80, 89, 90)) -> Shipped:
     pointers = dict.fromkeys(("x", "weight", "bias", "y"), "*bf16")
     return Shipped(
         name=f"gemm {tile.rows}×{tile.outputs}{' bias' if bias else ''}{'' if even else ' uneven'}",
@@ -154,8 +157,15 @@ def _shipped(tile: Tile, bias: bool = False, even: bool = True) -> Shipped:
         num_warps=tile.warps,
         num_stages=tile.stages,
         wgmma=True,
-        archs=(90,) if tile is WIDE else (80, 89, 90),
+        overlap=True,
+        archs=archs,
     )  # fmt: skip
 
 
-SHIPPED: Final = (*(_shipped(tile) for tile in TILES), _shipped(BASE, bias=True), _shipped(SHORT, even=False))
+SHIPPED: Final = (
+    *(_shipped(tile, even=even, archs=(90,)) for tile in (SHORT, WIDE) for even in (True, False)),
+    _shipped(replace(SHORT, stages=SHORT_STAGES), archs=(80, 89)),
+    _shipped(NARROW),
+    _shipped(BASE),
+    _shipped(BASE, bias=True),
+)

@@ -33,8 +33,8 @@ def interpreting() -> bool:
 class Shipped:
     """One launch configuration. `signature` gives the Triton type of each argument that is not constant, such as "*bf16" or
     "i32"; `constants` the others. `aligned` names arguments (pointers, sizes) known to be multiples of 16. `wgmma` says that
-    Hopper's matrix instructions must be in the code: without them the configuration is too slow to ship. `archs` are the
-    compute capabilities, times ten, on which it is chosen.
+    Hopper's matrix instructions must be in the code, `overlap` that a tile must be under way while another is computed: without
+    them the configuration is too slow to ship. `archs` are the compute capabilities, times ten, on which it is chosen.
     """
 
     name: str
@@ -45,4 +45,5 @@ class Shipped:
     num_warps: int = 4
     num_stages: int = 3
     wgmma: bool = False
+    overlap: bool = False
     archs: tuple[int, ...] = (80, 89, 90)

@@ -34,7 +34,7 @@ def rmsnorm_kernel(
     ADD: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """The normalised row; with ADD of x + residual, which `total` receives.."""
+    """The normalised row; with ADD of x + residual, which `total` receives."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < width

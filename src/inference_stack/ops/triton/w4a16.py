@@ -55,7 +55,7 @@ class Tile:
 
 FEW: Final = Tile(16, 64, 4, 4, 528)
 SOME: Final = Tile(64, 128, 8, 3, 264)
-MANY: Final = Tile(128, 128, 8, 2, 132)
+MANY: Final = Tile(128, 128, 8, 3, 132)
 TILES: Final = (FEW, SOME, MANY)
 BASE: Final = SOME
 """What defines the result where rows must not depend on their number."""
@@ -415,6 +415,7 @@ def _shipped(tile: Tile, bits: int, group: int, apart: bool, half: bool = True, 
         num_warps=tile.warps,
         num_stages=tile.stages,
         wgmma=True,
+        overlap=True,
     )  # fmt: skip
 
 

@@ -25,6 +25,8 @@ DEPTH: Final = 256
 """Columns of a dense weight that a program reads at once."""
 GROUPS: Final = 16
 """Groups of 32 columns of an MXFP4 weight that a program reads at once."""
+STAGES: Final = tl.constexpr(3)
+"""Pieces of a weight: one is computed while two are on their way. Without matrix instructions the compiler has to be told."""
 
 
 @kernel
@@ -55,7 +57,7 @@ def dense_up_kernel(
     up_rows = gate_rows + width.to(tl.int64) * depth
     gate = tl.zeros([ROWS, DEPTH], dtype=tl.float32)
     up = tl.zeros([ROWS, DEPTH], dtype=tl.float32)
-    for low in tl.range(0, depth, DEPTH):
+    for low in tl.range(0, depth, DEPTH, num_stages=STAGES):
         column = low + tl.arange(0, DEPTH)
         x_D = tl.load(x + token * x_stride + column, mask=column < depth, other=0.0).to(tl.float32)
         mask = inside[:, None] & (column < depth)[None, :]
@@ -97,7 +99,7 @@ def dense_down_kernel(
         expert = tl.load(experts + pair).to(tl.int64)
         share = tl.load(weights + pair)
         rows = weight + (expert * width + row)[:, None] * depth
-        for low in tl.range(0, depth, DEPTH):
+        for low in tl.range(0, depth, DEPTH, num_stages=STAGES):
             column = low + tl.arange(0, DEPTH)
             h_D = tl.load(inner + pair * depth + column, mask=column < depth, other=0.0).to(tl.float32) * share
             mask = inside[:, None] & (column < depth)[None, :]
@@ -147,7 +149,7 @@ def fp4_up_kernel(
     up_row = gate_row + width.to(tl.int64) * groups
     gate = tl.zeros([ROWS, GROUPS], dtype=tl.float32)
     up = tl.zeros([ROWS, GROUPS], dtype=tl.float32)
-    for low in tl.range(0, groups, GROUPS):
+    for low in tl.range(0, groups, GROUPS, num_stages=STAGES):
         group = low + tl.arange(0, GROUPS)
         known = group < groups
         mask = inside[:, None] & known[None, :]
@@ -197,7 +199,7 @@ def fp4_down_kernel(
         expert = tl.load(experts + pair).to(tl.int64)
         share = tl.load(weights + pair)
         row_groups = (expert * width + row)[:, None] * groups
-        for low in tl.range(0, groups, GROUPS):
+        for low in tl.range(0, groups, GROUPS, num_stages=STAGES):
             group = low + tl.arange(0, GROUPS)
             known = group < groups
             mask = inside[:, None] & known[None, :]
@@ -281,6 +283,7 @@ def _shipped(name: str, kernel_: Any, fp4: bool, biased: bool, up: bool, kind: i
         signature={**tensors, **bias, **integers, **numbers},
         constants=constants | {"BIASED": biased, "ROWS": UP_ROWS if up else DOWN_ROWS},
         aligned=(*tensors, *bias, "depth", "width", *(("x_stride",) if up else ())),
+        overlap=True,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -120,7 +121,7 @@ def _ops(asked: argparse.Namespace, place: Place, given: list[str]) -> int:
 
     report = Report("ops", place, given, asked.out)
     bench_ops(place, report, Budget(asked.minutes), asked.kernels, asked.only)
-    report.close("op", "µs", "limit", "of the limit", "reached")
+    report.close("op", "µs", "limit", "of the limit", "reached", "inputs")
     return 0
 
 
@@ -190,4 +191,7 @@ def _plots(asked: argparse.Namespace, place: Place, given: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(
+        signal.SIGTERM, lambda number, frame: sys.exit(128 + number)
+    )  # processes of ours are ended on the way out
     sys.exit(main())

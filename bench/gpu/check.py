@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -91,14 +92,20 @@ def check(
             name, "FAILED" if bad or not found else "ok", f"{len(found) - len(bad)} of {len(found)}", worst, seconds
         )
 
+    stopped = threading.Event()
     with ThreadPoolExecutor(jobs if place.on_card else 1) as pool, tempfile.TemporaryDirectory() as folder:
         run = (
-            partial(_apart, place, Path(folder), budget, kernels, model)
+            partial(_apart, place, Path(folder), budget, kernels, model, stopped)
             if place.on_card
             else _here(place, kernels, model)
         )
-        for name, job in [(name, pool.submit(run, name)) for name in names]:
-            keep(name, *job.result())
+        try:
+            for name, job in [(name, pool.submit(run, name)) for name in names]:
+                keep(name, *job.result())
+        except BaseException:  # an interrupt reaches this process alone: the sections' have sessions of their own
+            stopped.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return _tell(report, results)
 
 
@@ -111,13 +118,19 @@ def _here(place: Place, kernels: Kernels, model: Path | None) -> Callable[[str],
 
 
 def _apart(
-    place: Place, folder: Path, budget: Budget, kernels: Kernels, model: Path | None, name: str
+    place: Place,
+    folder: Path,
+    budget: Budget,
+    kernels: Kernels,
+    model: Path | None,
+    stopped: threading.Event,
+    name: str,
 ) -> tuple[list[dict[str, Any]], float]:
     """A section in its own process. When that ends without findings, this is the finding."""
     out, began = folder / f"{name.replace(':', '-')}.json", time.monotonic()
     arguments = ["section", "--device", str(place.device), "--name", name, "--kernels", kernels, "--out", str(out)]
     arguments += (["--tiny"] if place.tiny else []) + (["--model", str(model)] if model else [])
-    status = apart(arguments, budget.left, lambda line: print(line, flush=True))
+    status = apart(arguments, budget.left, lambda line: print(line, flush=True), stopped.is_set)
     seconds = time.monotonic() - began
     if out.is_file():
         return json.loads(out.read_text()), seconds

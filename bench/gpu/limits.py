@@ -142,16 +142,3 @@ def seen(row: Row, window: int | None) -> int:
         return everything
     short = max(0, min(row.queries, window - first + 1))
     return short * (2 * first + short - 1) // 2 + (row.queries - short) * window
-
-
-def busy_share(spans: Iterable[tuple[float, float]]) -> float:
-    """How much of the time from the first beginning to the last end lies in at least one of these (begin, end) spans."""
-    ordered = sorted(spans)
-    if not ordered:
-        return 0.0
-    covered, end = 0.0, ordered[0][0]
-    for start, stop in ordered:
-        covered += max(0.0, stop - max(start, end))
-        end = max(end, stop)
-    whole = end - ordered[0][0]
-    return covered / whole if whole else 1.0

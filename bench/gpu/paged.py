@@ -8,7 +8,7 @@ K and V are put there by this file, in the layout that the op wants, so that att
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,7 +34,10 @@ class Part:
 
 
 class Cache:
-    """KV memory of `rows` sequences of up to `most` tokens. `spare` bytes lie before all of it, so that offsets get large."""
+    """KV memory of `rows` sequences of up to `most` tokens, in the last of some layers.
+
+    `spare` bytes lie before each layer's, so that offsets get large.
+    """
 
     def __init__(
         self,
@@ -45,14 +48,16 @@ class Cache:
         device: torch.device,
         spare: int = 0,
         layout: str = TRANSPOSED_KEYS,
+        layers: int = LAYERS,
     ) -> None:
         self._token_rows = layout == TOKEN_ROWS
         self.blocks = -(-most // BLOCK_TOKENS)
         unit, granule = spec.unit_bytes, spec.unit_bytes // GRANULES
         first = -(-spare // unit)
         count = first + rows * self.blocks + 1
-        offset = (LAYERS - 1) * count * unit
-        arena = torch.full((LAYERS * count * unit,), 0xFF, dtype=torch.uint8, device=device)
+        self._layer_bytes = count * unit
+        offset = (layers - 1) * self._layer_bytes
+        arena = torch.full((layers * self._layer_bytes,), 0xFF, dtype=torch.uint8, device=device)
         self.kv = KvLayer(
             arena=arena, group=0, offset_bytes=offset, granule_bytes=granule, unit_bytes=unit, kv_heads=spec.kv_heads,
             head_dim=spec.head_dim, dtype=dtype, window=spec.window,
@@ -60,6 +65,10 @@ class Cache:
         order = torch.randperm(rows * self.blocks, generator=torch.Generator().manual_seed(3)) + first
         self.entries = (order * GRANULES).view(rows, self.blocks)
         self.parking = (count - 1) * GRANULES
+
+    def layer(self, number: int) -> KvLayer:
+        """Any of the layers: the same blocks, elsewhere."""
+        return replace(self.kv, offset_bytes=number * self._layer_bytes)
 
     def store(self, row: int, k_LGE: Tensor, v_LGE: Tensor) -> None:
         """The first L positions of a sequence; the rest of their last block stays NaN."""

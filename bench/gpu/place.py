@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib
 import os
 import platform
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -20,6 +23,8 @@ import inference_stack
 
 PACKAGES = ("torch", "triton", "numpy", "safetensors", "transformers", "vllm")
 ROOT = Path(__file__).parents[2]
+LOOK_SECONDS = 0.2
+"""How often it is looked whether a process of ours should be ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,13 @@ class Place:
     def free(self) -> int:
         """Bytes that can be taken."""
         return torch.cuda.mem_get_info(self.device)[0] if self.on_card else 1 << 28
+
+    @property
+    def cache_bytes(self) -> int:
+        """Of the card's last cache; 0 on CPUs, where nothing is measured."""
+        if not self.on_card:
+            return 0
+        return int(getattr(torch.cuda.get_device_properties(self.device), "L2_cache_size", 0))
 
 
 def open_place(name: str, tiny: bool) -> Place:
@@ -128,15 +140,36 @@ def missing(*modules: str) -> str | None:
     return None
 
 
-def apart(arguments: list[str], seconds: float, tell: Callable[[str], None]) -> int:
+def apart(
+    arguments: list[str], seconds: float, tell: Callable[[str], None], stop: Callable[[], bool] = lambda: False
+) -> int:
     """Run a command of this package in a process of its own, for so long at most. Its exit status; 124 when it was ended."""
     command = [sys.executable, "-m", "bench.gpu", *arguments]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    child = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": paths})
-    try:
-        return child.wait(timeout=max(seconds, 1.0))
-    except subprocess.TimeoutExpired:
+    status = bounded(command, max(seconds, 1.0), stop, os.environ | {"PYTHONPATH": paths})
+    if status is None:
         tell(f"ended after {seconds:.0f} s: {' '.join(arguments)}")
-        child.kill()
+    return 124 if status is None else status
+
+
+def bounded(
+    command: Sequence[str],
+    seconds: float,
+    stop: Callable[[], bool] = lambda: False,
+    environment: Mapping[str, str] | None = None,
+) -> int | None:
+    """Run a command until it ends, so many seconds have passed, or `stop`. Its exit status; None when it was ended.
+
+    Whatever it started and left behind is ended with it: a card's memory is free again only when all of them are gone.
+    """
+    last = time.monotonic() + seconds
+    child = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+    try:
+        while (left := last - time.monotonic()) > 0 and not stop():
+            with suppress(subprocess.TimeoutExpired):
+                return child.wait(min(left, LOOK_SECONDS))
+        return None
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
         child.wait()
-        return 124

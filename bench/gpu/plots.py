@@ -15,7 +15,11 @@ def bars_of(result: Mapping[str, Any]) -> dict[str, list[Bar]]:
     found: dict[str, list[Bar]] = {}
     for model, one in result.get("models", {}).items():
         found[model] = [(what, value["ratio"]) for what, value in one.get("measured", {}).items() if "ratio" in value]
-    found["ops"] = [(what, value["ratio"]) for what, value in result.get("ops", {}).items() if "ratio" in value]
+    found["ops"] = [
+        (f"{what}, cached" if value.get("cached") else what, value["ratio"])
+        for what, value in result.get("ops", {}).items()
+        if "ratio" in value
+    ]
     for peer, ratios in result.get("ratios", {}).items():
         found[f"beside {peer}"] = list(ratios.items())
     return {title: bars for title, bars in found.items() if bars}

@@ -67,7 +67,7 @@ def _bandwidths(place: Place, nbytes: int, note: Any) -> float:
 
 def _product(place: Place, size: int, note: Any) -> float:
     """Operations a second of a square product."""
-    turns = min(sets_for(4 * size * size, place), 8)
+    turns = sets_for(4 * size * size, place)
     left = [place.random(size, size, seed=turn) for turn in range(turns)]
     right = [place.random(size, size, seed=100 + turn) for turn in range(turns)]
     out = torch.empty(size, size, dtype=left[0].dtype, device=place.device)

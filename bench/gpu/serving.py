@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -16,13 +17,18 @@ from bench.gpu.limits import Limits
 from bench.gpu.load import Load, online
 from bench.gpu.place import Place
 from bench.gpu.report import Budget, Report
-from bench.gpu.watched import Watched, kernels_of, timed_steps, watch
+from bench.gpu.watched import Watched, idle_share, kernels_of, timed_steps, watch
 
 BATCHES = (1, 32, 128, 8, 256)
 PROMPTS = (2048, 512, 8192, 32768)
 CONTEXT = 1024
 STEPS = 96
 PROFILED = (1, 32, 128)
+FILTERED = (1, 32)
+"""Batches that are decoded with `ORDINARY` sampling too."""
+PLAIN: dict[str, Any] = {"temperature": 1.0}
+ORDINARY: dict[str, Any] = {"temperature": 0.7, "top_p": 0.9, "top_k": 40}
+"""What people ask for: the sampler's filters run."""
 PARTS = 4
 """Into which measured decode steps are divided: their spread says what is noise."""
 
@@ -41,16 +47,18 @@ class Serving:
     def all(self) -> None:
         """Everything that there is time for, what is most wanted first."""
         tiny = self._place.tiny
-        batches, prompts = ((1, 3), (40,)) if tiny else (BATCHES, PROMPTS)
+        batches, filtered, prompts = ((1, 3), (1, 3), (40,)) if tiny else (BATCHES, FILTERED, PROMPTS)
+        decodes = [(f"decode, batch {batch}", batch, PLAIN) for batch in batches]
+        decodes[3:3] = [(f"decode, batch {batch}, {named(ORDINARY)}", batch, ORDINARY) for batch in filtered]
         rest: list[tuple[str, float, Callable[[], dict[str, Any]]]] = []
-        for batch in batches:
+        for what, batch, sampling in decodes:
             seconds = 3 + batch * self._limits.prompt(CONTEXT, CONTEXT) * 2 + 300 / self._decode_rate(batch) * batch
-            rest.append((f"decode, batch {batch}", seconds, lambda batch=batch: self.decode(batch)))  # type: ignore[misc]
+            rest.append((what, seconds, partial(self.decode, batch, sampling)))
         longest = self._house.ready.models[0].max_model_len
         for tokens in [min(tokens, longest - 2) for tokens in prompts if tokens <= longest]:
             seconds = 2 + 10 * self._limits.prompt(tokens, tokens)
-            rest.append((f"prompt of {tokens}", seconds, lambda tokens=tokens: self.prompt(tokens)))  # type: ignore[misc]
-        rest.insert(4, ("mixed", 15.0, self.mixed))
+            rest.append((f"prompt of {tokens}", seconds, partial(self.prompt, tokens)))
+        rest.insert(4 + len(filtered), ("mixed", 15.0, self.mixed))
         rest += [
             ("all at once", 40.0, self.offline),
             ("as people send", 40.0, self.online),
@@ -82,12 +90,12 @@ class Serving:
         self._salt += 1
         return words(tokens, self._vocabulary, self._salt)
 
-    def _busy(self, batch: int, context: int) -> None:
+    def _busy(self, batch: int, context: int, sampling: dict[str, Any] = PLAIN) -> None:
         """So many requests that decode, for longer than anybody measures."""
         longest = self._house.ready.models[0].max_model_len
         for number in range(batch):
             prompt = self._prompt_of(context)
-            params = {"max_tokens": longest - context - 1, "temperature": 1.0}
+            params = {"max_tokens": longest - context - 1, **sampling}
             self._house.add(request(self._house, prompt, f"d{number}", seed=number, **params))
         while any(not answer.tokens for answer in self._house.answers.values()):
             self._house.step()
@@ -96,30 +104,31 @@ class Serving:
         for _ in range(8):
             self._house.step()
 
-    def decode(self, batch: int) -> dict[str, Any]:
-        """Decode steps of a full batch, sampling at temperature 1; contexts are around `CONTEXT` in the middle."""
+    def decode(self, batch: int, sampling: dict[str, Any]) -> dict[str, Any]:
+        """Decode steps of a full batch; contexts are around `CONTEXT` in the middle."""
         tiny = self._place.tiny
         steps, context = (PARTS, 24) if tiny else (STEPS, CONTEXT - STEPS // 2)
-        self._busy(batch, context)
-        parts = [timed_steps(self._house, self._watched, self._limits, steps // PARTS) for _ in range(PARTS)]
+        self._busy(batch, context, sampling)
+        parts = timed_steps(self._house, self._watched, self._limits, steps // PARTS, PARTS)
         seconds, floor = sum(part.seconds for part in parts), sum(part.floor for part in parts)
         tokens = sum(part.tokens for part in parts)
         rates = sorted(part.tokens / part.seconds for part in parts)
         found: dict[str, Any] = {
             "tokens_per_s": tokens / seconds, "limit": tokens / floor, "ratio": floor / seconds,
             "step_ms": 1000 * seconds / steps, "spread": (rates[-1] - rates[0]) / median(rates), "batch": batch,
+            "sampling": sampling, "idle": (idle := idle_share(parts)), "note": f"idle {idle:.1%}",
         }  # fmt: skip
         return found | (self._profile() if batch in PROFILED else {})
 
     def _profile(self) -> dict[str, Any]:
-        """What the device does in such steps. A profiler that fails takes no measurement with it."""
+        """The kernels of such steps. A profiler that fails takes no measurement with it."""
         try:
             kernels = kernels_of(self._house, self._place, 16)
         except Exception as error:
-            return {"note": f"no profile: {type(error).__name__}: {error}"[:200]}
+            return {"profile": f"none: {type(error).__name__}: {error}"[:200]}
         if kernels is None:
             return {}
-        return {"kernels": asdict(kernels), "idle": kernels.idle, "note": f"idle {kernels.idle:.1%}"}
+        return {"kernels": asdict(kernels)}
 
     def prompt(self, tokens: int) -> dict[str, Any]:
         """Prompts alone, one after the other: from arrival to the first token. The first one does not count."""
@@ -199,3 +208,8 @@ class Serving:
             "same_tokens": same,
             "note": "the same tokens after waking" if same else "OTHER TOKENS AFTER WAKING",
         }
+
+
+def named(sampling: dict[str, Any]) -> str:
+    """Such as "temperature 0.7, top_p 0.9"."""
+    return ", ".join(f"{name} {value}" for name, value in sampling.items())

@@ -1,7 +1,7 @@
 """Times work on a device: events around it on cards, the host's clock on CPUs; after a warm-up, many times, the median.
 
-Inputs should be drawn at random, and there should be several sets of them, together larger than the last cache: otherwise it is
-the cache that is measured.
+Inputs should be drawn at random, and there should be several sets of them, together several times the last cache: otherwise it is
+the cache that is measured. Where there cannot be, `cached` says so.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from bench.gpu.place import Place
 ROTATED_BYTES = 512 << 20
 """Of the inputs that take turns: several times the largest last-level cache of any card."""
 MOST_SETS = 64
+CACHES = 4
+"""Inputs that come to less than so many last-level caches may be found there again when their turn comes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,11 @@ def sets_for(nbytes: int, place: Place) -> int:
     return min(max(2, -(-ROTATED_BYTES // max(nbytes, 1))), MOST_SETS)
 
 
+def cached(nbytes: float, place: Place) -> bool:
+    """Whether inputs of so many bytes, all sets together, may still lie in the card's last cache. Never on CPUs."""
+    return nbytes < CACHES * place.cache_bytes
+
+
 def timed(
     work: Callable[[int], object], place: Place, turns: int = 1, seconds: float = 0.3, least: int = 7, most: int = 400
 ) -> Timing:
@@ -63,7 +70,7 @@ def timed(
     """
     if place.tiny:
         least, most = 2, 3
-    for turn in range(min(turns, 3)):
+    for turn in range(turns):
         work(turn)
     place.wait()
     began = time.perf_counter()
@@ -97,7 +104,8 @@ def _on_host(work: Callable[[int], object], count: int, turns: int) -> list[floa
 def replayed(work: Callable[[int], object], place: Place, turns: int = 1, seconds: float = 0.3) -> Timing:
     """As `timed`, of work so short that the host does not keep ahead: all turns are recorded as one graph, which is replayed.
 
-    The time of one `work` is the graph's by the number of turns. On CPUs the same as `timed`.
+    What `work` keeps for the next time has to be there after one round: no host memory may be sent while it is recorded. The time
+    of one `work` is the graph's by the number of turns. On CPUs the same as `timed`.
     """
     if not place.on_card:
         return timed(work, place, turns, seconds)

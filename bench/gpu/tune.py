@@ -1,13 +1,15 @@
 """`python -m bench.gpu ops`: single ops at the sizes that models have, each beside the least time that it can take.
 
 The limit of an op is the larger of its bytes over the bandwidth and its operations over the rate of products, both measured in
-the same run. Inputs take turns, so that nothing is read from a cache. Short ops are replayed as graphs, as decode steps are.
+the same run. Inputs take turns, so that nothing is read from a cache; where they are too small for that, the result says so. Short
+ops are replayed as graphs, as decode steps are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import mean
 
 import torch
 from bench.gpu.bound import Bench, Kernels
@@ -19,7 +21,7 @@ from bench.gpu.paged import Cache, Part
 from bench.gpu.place import Place
 from bench.gpu.probe import probe
 from bench.gpu.report import Budget, Report
-from bench.gpu.timing import replayed, sets_for, timed
+from bench.gpu.timing import cached, replayed, sets_for, timed
 from torch import Tensor
 
 from inference_stack.core.kv_spec import KvGroupSpec
@@ -64,10 +66,12 @@ class Meter:
         operations: float = 0.0,
         share: float = 1.0,
         graph: bool = True,
+        *,
+        inputs: float,
     ) -> None:
         """Time `work`, which moves so many bytes at least and does so many operations, these at a share of the rate.
 
-        `graph`: it can be recorded; what cannot has launches from the host in its time.
+        `graph`: it can be recorded; what cannot has launches from the host in its time. `inputs`: bytes of all that take turns.
         """
         place = self.bench.place
         if not self.budget.fits(self.report, name, 0.0 if place.tiny else SECONDS):
@@ -76,7 +80,7 @@ class Meter:
         limit = max(by_bytes, by_products)
         try:
             record = graph and limit < 1e-3
-            found = replayed(work, place, min(turns, 16)) if record else timed(work, place, turns)
+            found = replayed(work, place, turns) if record else timed(work, place, turns)
         except Exception as error:  # one op that cannot must not hide the others
             self.report.skip(name, f"{type(error).__name__}: {error}"[:300])
             return
@@ -86,9 +90,11 @@ class Meter:
         results = self.report.data.setdefault("ops", {})
         results[name] = found.plain() | {
             "limit": limit, "ratio": limit / found.seconds, "bytes": nbytes, "operations": operations,
+            "cached": (near := cached(inputs, place)),
         }  # fmt: skip
         self.report.write()
-        self.report.row(name, found.seconds * 1e6, limit * 1e6, f"{limit / found.seconds:.0%}", reached)
+        ratio = f"{limit / found.seconds:.0%}"
+        self.report.row(name, found.seconds * 1e6, limit * 1e6, ratio, reached, "cached" if near else "")
 
 
 def bench_ops(place: Place, report: Report, budget: Budget, kernels: Kernels, only: str) -> None:
@@ -123,14 +129,15 @@ def _attention(meter: Meter, ops: BoundOps, title: str) -> None:
     for batch, context, queries in ((2, 40, 3),) if tiny else VERIFIES:
         label = f"attention, {batch} rows of {context}, {queries} queries each{title}"
         _decode(meter, ops, label, heads, own, (batch, context, queries))
-    for start, stop in ((8, 40),) if tiny else PROMPTS:
+    for start, stop in ((8, 104),) if tiny else PROMPTS:
         _prompt(meter, ops, f"attention, positions {start} to {stop} of a prompt{title}", heads, own, start, stop)
 
 
-def _random_cache(meter: Meter, heads: tuple[int, int, int], name: str, rows: int, most: int) -> Cache:
+def _random_cache(meter: Meter, heads: tuple[int, int, int], name: str, rows: int, most: int, layers: int = 1) -> Cache:
     """Memory that is full of finite numbers."""
     spec = KvGroupSpec(name="kv", layers=(0,), kv_heads=heads[1], head_dim=heads[2], dtype=name)
-    cache = Cache(spec, TORCH_DTYPES[name], rows, most, meter.bench.place.device, layout=meter.bench.layout)
+    bench = meter.bench
+    cache = Cache(spec, TORCH_DTYPES[name], rows, most, bench.place.device, layout=bench.layout, layers=layers)
     if cache.kv.dtype.itemsize == 1:  # bytes that are finite in fp8, and in the scales of int8
         cache.kv.arena.random_(0, 100, generator=meter.bench.place.generator(5))
     else:
@@ -141,33 +148,35 @@ def _random_cache(meter: Meter, heads: tuple[int, int, int], name: str, rows: in
 def _decode(
     meter: Meter, ops: BoundOps, title: str, heads: tuple[int, int, int], name: str, size: tuple[int, int, int]
 ) -> None:
+    """One step that all layers share, as in a model; layers take turns."""
     batch, context, queries = size
+    place, graph = meter.bench.place, meter.bench.graphs("attend")
     spec = KvGroupSpec(name="kv", layers=(0,), kv_heads=heads[1], head_dim=heads[2], dtype=name)
-    nbytes = batch * context * spec.unit_bytes / 16
-    turns = min(sets_for(int(nbytes), meter.bench.place), 16)
-    cache = _random_cache(meter, heads, name, batch * turns, context)
-    graph = meter.bench.graphs("attend") and queries == 1
-    steps = []
-    for turn in range(turns):
-        parts = [Part(turn * batch + row, context - queries, context) for row in range(batch)]
-        steps.append(cache.step(parts, graph=graph, width=0 if meter.bench.place.tiny else TABLE))
+    nbytes = batch * context * spec.unit_bytes // 16
+    turns = sets_for(nbytes, place)
+    cache = _random_cache(meter, heads, name, batch, context, turns)
+    layers = [cache.layer(turn) for turn in range(turns)]
+    parts = [Part(row, context - queries, context) for row in range(batch)]
+    step = cache.step(parts, graph=graph and queries == 1, width=0 if place.tiny else TABLE)
     q = meter.bench.random(batch * queries, heads[0], heads[2], seed=6)
     operations = 4 * heads[0] * heads[2] * batch * seen(Row(queries, context), None)
     scale = heads[2] ** -0.5
-    work = lambda turn: ops.attend(q, cache.kv, steps[turn], scale)  # noqa: E731
-    meter.time(title, work, turns, nbytes + 2 * q.nbytes, operations, graph=graph)
+    work = lambda turn: ops.attend(q, layers[turn], step, scale)  # noqa: E731
+    meter.time(title, work, turns, nbytes + 2 * q.nbytes, operations, graph=graph, inputs=turns * nbytes)
 
 
 def _prompt(
     meter: Meter, ops: BoundOps, title: str, heads: tuple[int, int, int], name: str, start: int, stop: int
 ) -> None:
-    cache = _random_cache(meter, heads, name, 2, stop)
-    steps = [cache.step([Part(row, start, stop)]) for row in range(2)]
+    """Always the same step: what the op plans for one, it uploads, which cannot be recorded."""
+    cache = _random_cache(meter, heads, name, 1, stop)
+    step = cache.step([Part(0, start, stop)])
     q = meter.bench.random(stop - start, heads[0], heads[2], seed=6)
     operations = 4 * heads[0] * heads[2] * seen(Row(stop - start, stop), None)
-    nbytes = stop * cache.kv.unit_bytes / 16 + 2 * q.nbytes
-    scale = heads[2] ** -0.5
-    meter.time(title, lambda turn: ops.attend(q, cache.kv, steps[turn], scale), 2, nbytes, operations, ATTENTION_SHARE)
+    nbytes = stop * cache.kv.unit_bytes / 16 + q.nbytes
+    scale, graph = heads[2] ** -0.5, meter.bench.graphs("attend")
+    work = lambda _: ops.attend(q, cache.kv, step, scale)  # noqa: E731
+    meter.time(title, work, 1, nbytes + q.nbytes, operations, ATTENTION_SHARE, graph, inputs=nbytes)
 
 
 def _linear(meter: Meter, ops: BoundOps, title: str) -> None:
@@ -182,19 +191,14 @@ def _linear(meter: Meter, ops: BoundOps, title: str) -> None:
 
 def _projection(meter: Meter, ops: BoundOps, title: str, sides: Sides, form: str) -> None:
     bench, place = meter.bench, meter.bench.place
-    turns = min(
-        sets_for(sides.outputs * sides.inputs * (2 if form == "dense" else 1) // (1 if form == "dense" else 2), place),
-        8,
-    )
-    linears: list[Linear] = []
-    for turn in range(turns):
-        weight: Tensor | Quantised
-        if form == "dense":
-            weight = bench.random(sides.outputs, sides.inputs, seed=turn) * 0.02
-        else:
-            weight = quantised(bench, sides, 4, 32 if place.tiny else 128)
-        linears.append(Linear(weight=weight))
-    nbytes = linears[0].weight.nbytes
+    weight: Tensor | Quantised
+    if form == "dense":
+        weight = bench.random(sides.outputs, sides.inputs, seed=0) * 0.02
+    else:
+        weight = quantised(bench, sides, 4, 32 if place.tiny else 128)
+    nbytes = weight.nbytes
+    turns = sets_for(nbytes, place)
+    linears = [Linear(weight=_copied(weight)) for _ in range(turns)]
     for linear in linears:
         ops.prepare(linear)
     for rows in (1, 3) if place.tiny else ROWS:
@@ -202,7 +206,15 @@ def _projection(meter: Meter, ops: BoundOps, title: str, sides: Sides, form: str
         moved_bytes = nbytes + x.nbytes + rows * sides.outputs * x.element_size()
         operations = 2 * rows * sides.outputs * sides.inputs
         work = _applied(ops, x, linears)
-        meter.time(f"{title}, {rows} rows", work, turns, moved_bytes, operations)
+        meter.time(f"{title}, {rows} rows", work, turns, moved_bytes, operations, inputs=turns * nbytes)
+
+
+def _copied(weight: Tensor | Quantised) -> Tensor | Quantised:
+    """The same numbers elsewhere: drawing them anew would take longer than what is measured."""
+    if isinstance(weight, Tensor):
+        return weight.clone()
+    zero = None if weight.zero_NG is None else weight.zero_NG.clone()
+    return replace(weight, codes=weight.codes.clone(), scale_NG=weight.scale_NG.clone(), zero_NG=zero)
 
 
 def _applied(ops: BoundOps, x: Tensor, linears: Sequence[Linear]) -> Callable[[int], object]:
@@ -210,7 +222,7 @@ def _applied(ops: BoundOps, x: Tensor, linears: Sequence[Linear]) -> Callable[[i
 
 
 def _experts(meter: Meter, ops: BoundOps, title: str) -> None:
-    """Qwen3-30B-A3B's, tokens spread evenly."""
+    """Qwen3-30B-A3B's, tokens spread evenly; sets of tokens take turns, each with experts of its own choice."""
     bench, tiny = meter.bench, meter.bench.place.tiny
     count, width, inner, top_k = (4, 64, 32, 2) if tiny else (128, 2048, 768, 8)
     given: Experts = experts(bench, (count, width, inner), "dense", True, top_k)
@@ -218,15 +230,20 @@ def _experts(meter: Meter, ops: BoundOps, title: str) -> None:
     ops.prepare(given)
     for rows in (1, 3) if tiny else ROWS:
         x = bench.random(rows, width, seed=71)
-        logits = bench.place.random(rows, count, seed=72 + rows, dtype=torch.float32)
-        touched = len(set(logits.topk(top_k, dim=-1).indices.flatten().tolist()))
+        turns = sets_for(min(top_k * rows, count) * one, bench.place)
+        logits = [
+            bench.place.random(rows, count, seed=72 + rows + 10_000 * turn, dtype=torch.float32)
+            for turn in range(turns)
+        ]
+        chosen = [set(one_set.topk(top_k, dim=-1).indices.flatten().tolist()) for one_set in logits]
+        nbytes = mean(map(len, chosen)) * one + 2 * x.nbytes
         operations = 2 * 3 * width * inner * top_k * rows
-        work = _routed(ops, x, logits, given)
-        meter.time(f"experts {count}×{inner}, {rows} tokens{title}", work, 1, touched * one + 2 * x.nbytes, operations)
+        name, work = f"experts {count}×{inner}, {rows} tokens{title}", _routed(ops, x, logits, given)
+        meter.time(name, work, turns, nbytes, operations, inputs=len(set().union(*chosen)) * one)
 
 
-def _routed(ops: BoundOps, x: Tensor, logits: Tensor, given: Experts) -> Callable[[int], object]:
-    return lambda _: ops.experts(x, logits, given)
+def _routed(ops: BoundOps, x: Tensor, logits: Sequence[Tensor], given: Experts) -> Callable[[int], object]:
+    return lambda turn: ops.experts(x, logits[turn], given)
 
 
 def _rows(meter: Meter, ops: BoundOps, title: str) -> None:
@@ -236,18 +253,24 @@ def _rows(meter: Meter, ops: BoundOps, title: str) -> None:
     heads = (4, 2, 32) if place.tiny else HEADS
     weight = place.random(width, seed=1, dtype=torch.float32)
     for rows in (1, 3) if place.tiny else (1, 32, 256, 2048):
-        turns = min(sets_for(rows * width * bench.type.itemsize, place), 16)
-        xs = [bench.random(rows, width, seed=turn) for turn in range(turns)]
-        both = [bench.random(rows, 2 * inner, seed=turn) for turn in range(min(turns, 4))]
-        size = xs[0].nbytes
-        meter.time(f"rmsnorm, {rows} rows", _with(lambda x: ops.rmsnorm(x, weight, 1e-5), xs), turns, 2 * size)
-        added = _with(lambda x, other=xs[0]: ops.add_rmsnorm(x, other, weight, 1e-5), xs)  # type: ignore[misc]
-        meter.time(f"add_rmsnorm, {rows} rows", added, turns, 4 * size)
+        xs, both = _sets(bench, rows, width), _sets(bench, rows, 2 * inner)
+        turns, size = len(xs), xs[0].nbytes
+        normed = _with(lambda x: ops.rmsnorm(x, weight, 1e-5), xs)
+        meter.time(f"rmsnorm, {rows} rows", normed, turns, 2 * size, inputs=turns * size)
+        added = lambda turn, xs=xs: ops.add_rmsnorm(xs[turn], xs[turn - 1], weight, 1e-5)  # noqa: E731
+        meter.time(f"add_rmsnorm, {rows} rows", added, turns, 4 * size, inputs=turns * size)
         gated = _with(lambda x: ops.act_mul(x, "silu"), both)
-        meter.time(f"act_mul, {rows} rows", gated, len(both), 1.5 * both[0].nbytes)
+        together = len(both) * both[0].nbytes
+        meter.time(f"act_mul, {rows} rows", gated, len(both), 1.5 * both[0].nbytes, inputs=together)
         _rope(meter, ops, rows, heads)
         if rows <= 256:
             _sample(meter, ops, rows, vocabulary)
+
+
+def _sets(bench: Bench, rows: int, width: int) -> list[Tensor]:
+    """Inputs that take turns."""
+    turns = sets_for(rows * width * bench.type.itemsize, bench.place)
+    return [bench.random(rows, width, seed=turn) for turn in range(turns)]
 
 
 def _with(work: Callable[[Tensor], object], given: Sequence[Tensor]) -> Callable[[int], object]:
@@ -261,13 +284,15 @@ def _rope(meter: Meter, ops: BoundOps, rows: int, heads: tuple[int, int, int]) -
     rope = Rope(cos_PE=angle.cos(), sin_PE=angle.sin())
     spec = HeadSpec(q_heads=heads[0], kv_heads=heads[1], head_dim=heads[2], rope=rope)
     step = cache.step([Part(row, 17, 18) for row in range(rows)], graph=meter.bench.graphs("rope_store"))
-    qkv = meter.bench.random(rows, (heads[0] + 2 * heads[1]) * heads[2], seed=3)
-    meter.time(f"rope_store, {rows} rows", lambda _: ops.rope_store(qkv, spec, cache.kv, step), 1, 2 * qkv.nbytes)
+    sets = _sets(meter.bench, rows, (heads[0] + 2 * heads[1]) * heads[2])
+    work = _with(lambda qkv: ops.rope_store(qkv, spec, cache.kv, step), sets)
+    size = sets[0].nbytes
+    meter.time(f"rope_store, {rows} rows", work, len(sets), 2 * size, inputs=len(sets) * size)
 
 
 def _sample(meter: Meter, ops: BoundOps, rows: int, vocabulary: int) -> None:
     place = meter.bench.place
-    logits = meter.bench.random(rows, vocabulary, seed=4)
+    sets = _sets(meter.bench, rows, vocabulary)
     warm = torch.full((rows,), 0.8)
     kinds = {
         "greedy": inputs(rows), "random": inputs(rows, temperature_S=warm),
@@ -275,5 +300,6 @@ def _sample(meter: Meter, ops: BoundOps, rows: int, vocabulary: int) -> None:
     }  # fmt: skip
     for name, given in kinds.items():
         there = moved(given, place.device)
-        work: Callable[[int], object] = lambda _, there=there: ops.sample(logits, there)  # type: ignore[misc]  # noqa: E731
-        meter.time(f"sample {name}, {rows} rows", work, 1, logits.nbytes, graph=False)
+        work = _with(lambda logits, there=there: ops.sample(logits, there), sets)  # type: ignore[misc]
+        size = sets[0].nbytes
+        meter.time(f"sample {name}, {rows} rows", work, len(sets), size, graph=False, inputs=len(sets) * size)

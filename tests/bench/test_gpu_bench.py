@@ -1,23 +1,28 @@
 """The measurements for cards, run end to end on a CPU with the smallest sizes, and the arithmetic in them."""
 
 import json
+import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from bench.gpu import peer, plots
+from bench.gpu import peer, plots, tune
 from bench.gpu.__main__ import main
 from bench.gpu.house import open_house, request, words, write_config
 from bench.gpu.limits import Ceilings, Form, Limits
 from bench.gpu.load import Load, online, quantile
-from bench.gpu.place import Place
+from bench.gpu.place import Place, bounded
 from bench.gpu.report import Budget, Report, table
+from bench.gpu.serving import ORDINARY
 from bench.gpu.shapes import kind
-from bench.gpu.timing import sets_for, summary, timed
-from bench.gpu.watched import timed_steps, watch
+from bench.gpu.timing import MOST_SETS, cached, sets_for, summary, timed
+from bench.gpu.watched import Timed, idle_share, timed_steps, watch
 
 from inference_stack.models.config import config_from_hf
+from inference_stack.ops.facade import BoundOps
 
 CPU = Place(torch.device("cpu"), tiny=True)
 SETTINGS: dict[str, Any] = {"max_running": 4, "max_model_len": 64, "kv_memory": "4MiB", "max_batch_tokens": 32}
@@ -40,6 +45,10 @@ def test_an_engine_is_measured_beside_its_limit(tmp_path: Path) -> None:
     found = run("engine", tmp_path / "engine.json", "--kernels", "reference", "--models", "qwen2.5-7b-w4g128")
     measured = found["models"]["qwen2.5-7b-w4g128"]["measured"]
     assert {"decode, batch 1", "prompt of 40", "mixed", "all at once", "as people send", "sleep"} <= set(measured)
+    filtered = {name: one for name, one in measured.items() if "top_p 0.9, top_k 40" in name}
+    assert [one["batch"] for one in filtered.values()] == [1, 3]
+    assert all(one["sampling"] == ORDINARY for one in filtered.values())
+    assert all(one["idle"] < 1 for name, one in measured.items() if name.startswith("decode"))
     for name, one in measured.items():
         assert "error" not in one, (name, one)
         if name != "sleep":
@@ -84,10 +93,14 @@ def test_pictures_show_every_ratio(tmp_path: Path) -> None:
     result = {
         "machine": {"card": "a card", "date": "2026-01-01"},
         "models": {"m": {"measured": {"decode": {"ratio": 0.8}, "sleep": {}}}, "broken": {"error": "x"}},
-        "ops": {"attention": {"ratio": 0.9}},
+        "ops": {"attention": {"ratio": 0.9, "cached": False}, "rmsnorm": {"ratio": 1.2, "cached": True}},
         "ratios": {"vllm": {"a": 1.1}},
     }
-    assert plots.bars_of(result) == {"m": [("decode", 0.8)], "ops": [("attention", 0.9)], "beside vllm": [("a", 1.1)]}
+    assert plots.bars_of(result) == {
+        "m": [("decode", 0.8)],
+        "ops": [("attention", 0.9), ("rmsnorm, cached", 1.2)],
+        "beside vllm": [("a", 1.1)],
+    }
     path = tmp_path / "r.json"
     path.write_text(json.dumps(result))
     assert [made.name for made in plots.draw(path, tmp_path)] == ["r-m.png", "r-ops.png", "r-beside-vllm.png"]
@@ -115,11 +128,31 @@ def test_tokens_of_timed_steps_are_counted(tmp_path: Path) -> None:
         house.add(request(house, words(8, 331), name, max_tokens=40))
     for _ in range(4):
         house.step()
-    part = timed_steps(house, watched, limits, 5)
-    assert (part.steps, part.tokens) == (5, 10)
-    assert part.floor > 0
+    since = len(watched.steps)
+    parts = timed_steps(house, watched, limits, 5, 2)
+    assert [(part.steps, part.tokens) for part in parts] == [(5, 10), (5, 10)]
+    assert sum(part.floor for part in parts) == pytest.approx(watched.floor(limits, since))
+    assert sum(part.worked for part in parts) == pytest.approx(sum(watched.seconds[-10:]))
     house.drain()
     assert not house.core.has_work
+
+
+def test_nothing_is_done_between_parts_of_timed_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    house = open_house(CPU, write_config(kind("llama"), tmp_path / "m"), "reference", **SETTINGS)
+    watched = watch(house)
+    retired: list[int] = []
+
+    def counted(*given: object) -> float:
+        retired.append(len(watched.seconds))
+        return 1.0
+
+    monkeypatch.setattr(watched, "floor", counted)
+    house.add(request(house, words(8, 331), "a", max_tokens=40))
+    house.step()
+    limits = Limits(config_from_hf(kind("llama")), Form(), Ceilings(bandwidth=1e9, products=1e12))
+    timed_steps(house, watched, limits, 3, 2)
+    assert retired == [len(watched.seconds)] * 2
+    house.drain()
 
 
 def test_a_failing_request_ends_a_load(tmp_path: Path) -> None:
@@ -163,6 +196,83 @@ def test_inputs_take_turns() -> None:
     timed(seen.append, CPU, turns=2)
     assert set(seen) == {0, 1}
     assert sets_for(1, CPU) == 2
+
+
+@pytest.mark.parametrize("nbytes", [4 << 20, 8 << 20, 33 << 20, 512 << 20])
+def test_inputs_of_megabytes_are_not_found_in_the_cache(nbytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = Place(torch.device("cuda"))
+    monkeypatch.setattr(Place, "cache_bytes", 50 << 20)
+    assert not cached(sets_for(nbytes, card) * nbytes, card)
+    assert cached(MOST_SETS * 100_000, card)
+
+
+def test_what_was_read_from_a_cache_is_said_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = "--kernels", "reference", "--only", "rows"
+    assert not any(one["cached"] for one in run("ops", tmp_path / "a.json", *arguments)["ops"].values())
+    assert "cached" not in capsys.readouterr().out
+    monkeypatch.setattr(Place, "cache_bytes", 1 << 40)
+    found = run("ops", tmp_path / "b.json", *arguments)["ops"]
+    assert all(one["cached"] for one in found.values())
+    assert capsys.readouterr().out.rpartition("op  ")[2].count("  cached\n") == len(found)
+
+
+def test_the_device_is_idle_between_steps_only() -> None:
+    parts = [Timed(seconds=2.0, worked=1.9, steps=4, tokens=4, floor=1.0), Timed(2.0, 2.0, 4, 4, 1.0)]
+    assert idle_share(parts) == pytest.approx(0.025)
+
+
+def test_attention_is_recorded_with_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: dict[str, set[int]] = {}
+    layers: dict[str, set[int]] = {}
+    right, time = BoundOps.attend, tune.Meter.time
+
+    def attend(self: BoundOps, q: Any, kv: Any, step: Any, *rest: Any) -> Any:
+        steps[asked[0]].add(id(step))
+        layers[asked[0]].add(kv.offset_bytes)
+        return right(self, q, kv, step, *rest)
+
+    def noted(self: tune.Meter, name: str, *rest: Any, **more: Any) -> None:
+        asked[:], steps[name], layers[name] = [name], set(), set()
+        time(self, name, *rest, **more)
+
+    asked: list[str] = []
+    monkeypatch.setattr(BoundOps, "attend", attend)
+    monkeypatch.setattr(tune.Meter, "time", noted)
+    run("ops", tmp_path / "ops.json", "--kernels", "reference", "--only", "attention")
+    assert len(steps) > 2
+    assert {len(seen) for seen in steps.values()} == {1}
+    assert {len(seen) for name, seen in layers.items() if "of a prompt" not in name} == {2}
+
+
+FAMILY = """
+import subprocess, sys, time
+grandchild = "import pathlib, sys, time; pathlib.Path(sys.argv[1]).touch(); time.sleep(600)"
+held = open(sys.argv[1], "w")
+subprocess.Popen([sys.executable, "-c", grandchild, sys.argv[2]], stdout=held)
+if sys.argv[3] == "stays":
+    time.sleep(600)
+while not __import__("os").path.exists(sys.argv[2]):
+    time.sleep(0.01)
+sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize(("child", "status"), [("stays", None), ("ends", 7)])
+def test_what_a_command_started_ends_with_it(child: str, status: int | None, tmp_path: Path) -> None:
+    held, ready = tmp_path / "held", tmp_path / "ready"
+    os.mkfifo(held)
+    reader = os.open(held, os.O_RDONLY | os.O_NONBLOCK)
+    stop: Callable[[], bool] = ready.exists if child == "stays" else lambda: False
+    assert bounded([sys.executable, "-c", FAMILY, str(held), str(ready), child], 100.0, stop) == status
+    os.set_blocking(reader, True)
+    assert os.read(reader, 1) == b""  # only when neither of them is left to hold the other end
+    os.close(reader)
+
+
+def test_a_command_has_so_long_and_no_longer() -> None:
+    assert bounded([sys.executable, "-c", "import time; time.sleep(600)"], 0.1) is None
 
 
 def test_an_unknown_name_is_refused() -> None:

@@ -1,7 +1,7 @@
 """The least times of steps: worked examples, and what must hold whatever the model is."""
 
 import pytest
-from bench.gpu.limits import Ceilings, Form, Limits, Row, busy_share, form_of, seen
+from bench.gpu.limits import Ceilings, Form, Limits, Row, form_of, seen
 from bench.gpu.shapes import EVERY_KIND, MEASURED, kind, measured
 
 from inference_stack.models.config import config_from_hf
@@ -62,20 +62,6 @@ def test_slower_memory_never_makes_a_step_faster() -> None:
     rows = [Row(1, 1000)] * 8
     slow = limits("llama-3.1-8b", Ceilings(bandwidth=1e12, products=790e12))
     assert slow.step(rows) > limits("llama-3.1-8b").step(rows)
-
-
-@pytest.mark.parametrize(
-    ("spans", "share"),
-    [
-        ([], 0.0),
-        ([(0, 1)], 1.0),
-        ([(0, 1), (3, 4)], 0.5),
-        ([(3, 4), (0, 2), (1, 3)], 1.0),
-        ([(0, 4), (1, 2), (8, 10)], 0.6),
-    ],
-)
-def test_time_counts_once_however_many_kernels_overlap(spans: list[tuple[float, float]], share: float) -> None:
-    assert busy_share(spans) == pytest.approx(share)
 
 
 @pytest.mark.parametrize("one", MEASURED, ids=lambda one: one.name)

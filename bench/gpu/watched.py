@@ -138,8 +138,5 @@ def _mark(watched: Watched) -> tuple[float, int, int]:
 
 
 def idle_share(parts: Sequence[Timed]) -> float:
-    """How much of the time the device worked on no step: gaps between steps, none that lie within one.
-
-    A step begins where its uploads begin to be gathered. A device that has run dry by then is not idle, but waits within a step.
-    """
+    """How much of the time the device worked on no step: gaps between steps, none that lie within one."""
     return 1 - sum(part.worked for part in parts) / sum(part.seconds for part in parts)

@@ -15,7 +15,7 @@ from torch import Tensor
 from inference_stack.config.sizes import format_size
 from inference_stack.core.errors import SERVER_ERROR, ErrorInfo, InferenceError
 from inference_stack.engine.staging import Fetched, Staging
-from inference_stack.engine.streams import CudaStreams, Streams
+from inference_stack.engine.streams import CudaStreams, Point, Streams
 
 STAGING_BYTES = 4 << 20
 """Of one step's uploads: half a million tokens of prompts."""
@@ -33,7 +33,7 @@ class Accelerator:
         self.torch_device = streams.device
         self.name = str(streams.device)
         self.staging = Staging(streams, STAGING_BYTES, TURNS)
-        self._began = streams.point()
+        self._began: Point | None = None
 
     def total_bytes(self) -> int:
         """Memory of the card."""
@@ -75,14 +75,15 @@ class Accelerator:
     def begin(self) -> None:
         """A step begins."""
         self.staging.begin()
-        self._began = self.streams.point()
+        self._began = None
 
     def upload(self, column: np.ndarray) -> Tensor:
         """A host array as a tensor, there after the next `send`, until the step is over."""
         return self.staging.put(column)
 
     def send(self) -> None:
-        """Copy what was uploaded since the last time."""
+        """Copy what was uploaded since the last time. A step's time on the device begins with its first copy."""
+        self._began = self._began or self.streams.point()
         self.staging.send()
 
     def keep(self, tensor: Tensor) -> Tensor:
@@ -91,7 +92,7 @@ class Accelerator:
 
     def fetch(self, tensors: Sequence[Tensor]) -> Fetched:
         """Copy tensors to the host, behind all queued work. The step ends here."""
-        fetched = Fetched(self.streams, tensors, self._began)
+        fetched = Fetched(self.streams, tensors, self._began or self.streams.point())
         self.staging.end(fetched.point)
         return fetched
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from inference_stack.ops.api import Sampled, SampleInputs
 from inference_stack.ops.reference import sampler as reference
+from inference_stack.ops.reference.filters import filtered
 from inference_stack.ops.reference.score import score as reference_score
+from inference_stack.ops.triton import sampler_filters
 from inference_stack.ops.triton.sampler import Sampler
+from inference_stack.ops.triton.sampler_filters import find_cuts
+from inference_stack.ops.triton.sampler_logits import changes
 from inference_stack.ops.triton.score import Score
 from inference_stack.ops.triton.settings import TritonSettings
 from inference_stack.ops.workspace import Workspace
@@ -49,19 +55,127 @@ def test_equal_logits_of_a_wide_vocabulary_give_the_lowest_id() -> None:
 
 
 @pytest.mark.parametrize(
-    "filters",
+    "limits",
     [(3, 1.0, 0.0), (0, 0.6, 0.0), (0, 1.0, 0.1), (20, 0.8, 0.02), (1, 1e-6, 1.0)],
     ids=["k", "p", "min", "all", "best"],
 )
 @pytest.mark.parametrize("tied", [False, True])
-def test_filters_keep_what_the_reference_keeps(filters: tuple[int, float, float], tied: bool) -> None:
-    logits = draw(2, 103, seed=filters[0])
+def test_filters_keep_what_the_reference_keeps(limits: tuple[int, float, float], tied: bool) -> None:
+    logits = draw(2, 103, seed=limits[0])
     logits = logits.round() if tied else logits
-    k, p, least = filters
+    k, p, least = limits
     inputs = sampling(
         2, temperature_S=torch.tensor([0.9, 2.5]), top_k_S=torch.full((2,), k), top_p_S=torch.full((2,), p),
         min_p_S=torch.full((2,), least),
     )  # fmt: skip
+    assert torch.equal(sample(logits, inputs).tokens_S, reference.sample(logits, inputs).tokens_S)
+
+
+NEAR = 31.9
+"""Tokens farther than this from the best may be kept or not: no noise lifts them to it."""
+
+
+def filters(rows: int, k: list[int], p: list[float], least: list[float], heat: list[float]) -> SampleInputs:
+    """Row r has the r-th of each list, which begins anew at its end."""
+    columns = {"top_k_S": k, "top_p_S": p, "min_p_S": least, "temperature_S": heat}
+    return sampling(
+        rows, **{name: torch.tensor([of[r % len(of)] for r in range(rows)]) for name, of in columns.items()}
+    )
+
+
+def kept(logits: Tensor, inputs: SampleInputs, chunk: int) -> Tensor:
+    """bool [S, V]: what the device's cuts keep; all of an unfiltered row."""
+    found = find_cuts(logits, inputs, changes(logits, inputs), chunk)
+    cut, many = found.cuts[:, :1], found.cuts[:, 1:]
+    tie = found.distances == cut
+    ranks = tie.cumsum(1)
+    last = torch.arange(chunk, logits.shape[1] + chunk, chunk).clamp(max=logits.shape[1]) - 1
+    filtered_S = cut[:, 0] >= 0
+    assert torch.equal(found.ties.cumsum(1)[filtered_S], ranks[:, last][filtered_S])
+    return (found.distances < cut) | (tie & (ranks <= many)) | (cut < 0)
+
+
+def expected(logits: Tensor, inputs: SampleInputs) -> Tensor:
+    """bool [S, V]: what the reference keeps."""
+    rows, vocab = logits.shape
+    k_S = inputs.top_k_S
+    on_S = (inputs.temperature_S > 0) & ((k_S > 0) & (k_S < vocab) | (inputs.top_p_S < 1) | (inputs.min_p_S > 0))
+    keep_SV, on = torch.ones(rows, vocab, dtype=torch.bool), on_S.nonzero()[:, 0]
+    y_FV = reference.tempered(logits.float()[on], inputs.temperature_S[on])
+    for part in filtered(y_FV, k_S[on], inputs.top_p_S[on], inputs.min_p_S[on]):
+        none = torch.zeros(part.rows_F.shape[0], vocab, dtype=torch.bool)
+        keep_SV[on[part.rows_F]] = none.scatter(1, part.ids_FK, part.keep_FK)
+    return keep_SV
+
+
+def assert_same_cuts(logits: Tensor, inputs: SampleInputs, chunk: int) -> None:
+    best = logits.float().amax(1, keepdim=True)
+    heat = torch.where(inputs.temperature_S > 0, inputs.temperature_S, 1.0)[:, None]
+    near = (best - logits.float()) / heat < NEAR
+    assert torch.equal(kept(logits, inputs, chunk) & near, expected(logits, inputs) & near)
+
+
+@pytest.mark.parametrize(
+    ("look", "vocab"),
+    [("random", 5), ("tied", 64), *((look, 71) for look in ("random", "tied", "equal", "close", "one", "rising"))],
+)
+def test_cuts_of_many_chunks_and_of_many_kinds_of_rows(look: str, vocab: int) -> None:
+    logits = draw(8, vocab, seed=vocab)
+    if look == "tied":
+        logits = logits.round()
+    elif look == "equal":
+        logits = torch.zeros(8, vocab)
+    elif look == "close":
+        logits *= 0.01
+    elif look == "one":
+        logits[:, torch.arange(vocab) != vocab - 2] = -torch.inf
+    elif look == "rising":  # the best are in the last chunk, the cuts in the first
+        logits = (torch.arange(8 * vocab).view(8, vocab) % vocab // 3).half() / 16
+    k = [0, 3, vocab - 1, vocab, 2, 0, 1, 0]
+    p, least = [1.0, 0.9, 0.77, 1.0, 1.0, 1e-6, 0.999, 0.97], [0.0, 0.0, 0.02, 0.0, 0.3, 0.0, 1.0, 0.0]
+    assert_same_cuts(logits, filters(8, k, p, least, [1.0, 0.7, 2.5, 1.0, 1.0, 1.0, 0.1, 0.0]), chunk=32)
+
+
+@pytest.mark.parametrize("k", [31, 32, 33])
+def test_ties_across_chunks_are_kept_by_id(k: int) -> None:
+    logits = torch.zeros(2, 64)
+    logits[:, [5, 40]] = torch.tensor([-1.0, 1.0])
+    inputs = filters(2, [k, 0], [1.0, 0.6], [0.0], [1.0])
+    assert_same_cuts(logits, inputs, chunk=32)
+    ids = [id for id in range(64) if id not in (5, 40)]
+    assert kept(logits, inputs, 32)[0].nonzero()[:, 0].tolist() == sorted([40, *ids[: k - 1]])
+
+
+def test_programs_of_several_chunks_find_the_same_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, inputs = draw(2, 139).round(), filters(2, [50, 0], [0.9], [0.0], [1.5])
+    alone = kept(logits, inputs, 16)
+    for programs in (1, 6):
+        monkeypatch.setattr(sampler_filters, "PROGRAMS", programs)
+        assert torch.equal(kept(logits, inputs, 16), alone)
+    assert torch.equal(alone, expected(logits, inputs))
+
+
+def test_cuts_of_a_wide_vocabulary() -> None:
+    logits = draw(3, 5003).to(torch.float16)
+    assert_same_cuts(logits, filters(3, [0, 40, 4000], [0.95, 0.9, 0.999], [0.0], [1.0, 2.0, 1.0]), chunk=2048)
+
+
+def test_chunks_do_not_change_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = draw(5, 71).round()
+    inputs = filters(5, [0, 3, 30, 0, 0], [1.0, 0.9, 0.8, 0.5, 1.0], [0.0, 0.02, 0.0, 0.0], [1.0, 2.0, 1.0, 1.0, 0.0])
+    whole = sample(logits, inputs).tokens_S
+    monkeypatch.setattr("inference_stack.ops.triton.sampler.CHUNK", 32)
+    assert torch.equal(sample(logits, inputs).tokens_S, whole)
+    assert torch.equal(whole, reference.sample(logits, inputs).tokens_S)
+
+
+def test_changed_logits_are_cut_as_the_reference_cuts_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inference_stack.ops.triton.sampler.CHUNK", 16)
+    rows, vocab = 7, 61
+    logits, inputs = draw(rows, vocab), changed(rows, vocab)
+    inputs = replace(
+        inputs, top_k_S=torch.tensor([0, 5, 0, 9, 0, 0, 60]), top_p_S=torch.linspace(0.5, 1, rows), any_filtered=True
+    )
     assert torch.equal(sample(logits, inputs).tokens_S, reference.sample(logits, inputs).tokens_S)
 
 

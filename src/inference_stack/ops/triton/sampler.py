@@ -1,7 +1,7 @@
 """`sample`: one token per row as the reference defines it, without a sort, a host read or a copy of the logits.
 
     lists, where there are any   ─▶ marks, bias            sampler_logits, one launch a list
-    filters, where any row has   ─▶ the row's cut          sampler_filters, one launch
+    filters, where any row has   ─▶ the row's cut          sampler_filters, nine launches
     draw    a program: one row, 2048 tokens                score = z / temperature + Gumbel noise, float64 ─▶ its best
     choose  a program: one row                             the best of the programs' ─▶ token, finite
 
@@ -21,26 +21,23 @@ from torch import Tensor
 from inference_stack.ops.api import Sampled, SampleInputs
 from inference_stack.ops.triton.kernel import Shipped, kernel_for_any
 from inference_stack.ops.triton.philox import gumbel_of, words_of
-from inference_stack.ops.triton.sampler_filters import filter_kernel
+from inference_stack.ops.triton.sampler_filters import CHUNK, LISTS, find_cuts, parts_for, stays
 from inference_stack.ops.triton.sampler_logits import adjusted, changes
 from inference_stack.ops.triton.score import score_rows
 from inference_stack.ops.triton.settings import TritonSettings
 from inference_stack.ops.workspace import Workspace
 
-CHUNK: Final = 2048
-"""Tokens of one drawing program."""
 WARPS: Final = 4
-FILTER_BLOCK: Final = 4096
-FILTER_WARPS: Final = 16
 
 
 @kernel_for_any("vocab", "logits_stride", "words", "chunks")
 def draw_kernel(
     logits: tl.tensor, values: tl.tensor, ids: tl.tensor, broken: tl.tensor, temperature: tl.tensor, seed: tl.tensor,
-    position: tl.tensor, choice: tl.tensor, distances: tl.tensor, cuts: tl.tensor, vocab: tl.tensor,
+    position: tl.tensor, choice: tl.tensor, distances: tl.tensor, cuts: tl.tensor, ties: tl.tensor, vocab: tl.tensor,
     logits_stride: tl.tensor, chunks: tl.tensor, allowed: tl.tensor, words: tl.tensor, bias: tl.tensor,
     marks: tl.tensor, repetition: tl.tensor, presence: tl.tensor, frequency: tl.tensor, ALLOWED: tl.constexpr,
     BIASED: tl.constexpr, MARKED: tl.constexpr, RANDOM: tl.constexpr, FILTERED: tl.constexpr, BLOCK: tl.constexpr,
+    PARTS: tl.constexpr,
 ) -> None:  # fmt: skip
     """The best token of a row's chunk, its score, and whether a logit of it is NaN or +inf; [S, chunks] each."""
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -58,9 +55,7 @@ def draw_kernel(
                                        BLOCK))  # fmt: skip
             score = score * (1.0 / heat) + noise
         if FILTERED:
-            cut, last = tl.load(cuts + row * 2), tl.load(cuts + row * 2 + 1)
-            distance = tl.load(distances + row * vocab + token, mask=inside & (cut >= 0), other=0)
-            kept = (cut < 0) | (distance < cut) | ((distance == cut) & (token <= last))
+            kept = stays(distances, cuts, ties, row, chunk, token, inside, vocab, chunks, PARTS)
             score = tl.where(kept, score, float("-inf"))
     best = tl.max(score, 0)
     first = tl.min(tl.where((score == best) & inside, token, 0x7FFFFFFF), 0)
@@ -118,39 +113,28 @@ def _choose(logits: Tensor, inputs: SampleInputs, tokens: Tensor, finite: Tensor
     rows, vocab = logits.shape
     changed = changes(logits, inputs)
     filtered = inputs.any_random and inputs.any_filtered
-    distances = cuts = tokens
+    distances = cuts = ties = tokens
     if filtered:
-        distances = torch.empty((rows, vocab), dtype=torch.int32, device=logits.device)
-        cuts = torch.empty((rows, 2), dtype=torch.int32, device=logits.device)
-        filter_kernel[(rows,)](
-            logits, distances, cuts, inputs.temperature_S, inputs.top_k_S, inputs.top_p_S, inputs.min_p_S, vocab,
-            logits.stride(0), *changed.arguments, **changed.constants, BLOCK=FILTER_BLOCK, num_warps=FILTER_WARPS,
-        )  # fmt: skip
+        found = find_cuts(logits, inputs, changed, CHUNK)
+        distances, cuts, ties = found.distances, found.cuts, found.ties
     chunks = triton.cdiv(vocab, CHUNK)
     score_type = torch.float64 if inputs.any_random else torch.float32
     values = torch.empty((rows, chunks), dtype=score_type, device=logits.device)
     ids, broken = (torch.empty((rows, chunks), dtype=torch.int32, device=logits.device) for _ in range(2))
     draw_kernel[(rows, chunks)](
         logits, values, ids, broken, inputs.temperature_S, inputs.seed_S, inputs.position_S, inputs.choice_S,
-        distances, cuts, vocab, logits.stride(0), chunks, *changed.arguments, **changed.constants,
-        RANDOM=inputs.any_random, FILTERED=filtered, BLOCK=CHUNK, num_warps=WARPS,
+        distances, cuts, ties, vocab, logits.stride(0), chunks, *changed.arguments, **changed.constants,
+        RANDOM=inputs.any_random, FILTERED=filtered, BLOCK=CHUNK, PARTS=parts_for(chunks), num_warps=WARPS,
     )  # fmt: skip
     choose_kernel[(rows,)](
         values, ids, broken, tokens, finite, chunks, triton.next_power_of_2(chunks), num_warps=1
     )  # fmt: skip
 
 
-LISTS: Final = {
-    "allowed": "*i32", "words": "i32", "bias": "*fp32", "marks": "*i32", "repetition": "*fp32", "presence": "*fp32",
-    "frequency": "*fp32",
-}  # fmt: skip
 DRAWN: Final = {
     "logits": "*bf16", "ids": "*i32", "broken": "*i32", "temperature": "*fp32", "seed": "*i64", "position": "*i64",
-    "choice": "*i64", "distances": "*i32", "cuts": "*i32", "vocab": "i32", "logits_stride": "i32", "chunks": "i32",
-}  # fmt: skip
-FILTERS: Final = {
-    "logits": "*bf16", "distances": "*i32", "cuts": "*i32", "temperature": "*fp32", "top_k": "*i64", "top_p": "*fp32",
-    "min_p": "*fp32", "vocab": "i32", "logits_stride": "i32",
+    "choice": "*i64", "distances": "*i32", "cuts": "*i32", "ties": "*i32", "vocab": "i32", "logits_stride": "i32",
+    "chunks": "i32",
 }  # fmt: skip
 
 
@@ -160,21 +144,9 @@ def _shipped_draw(random: bool, filtered: bool, changed: bool) -> Shipped:
         name=f"draw{' random' * random}{' filtered' * filtered}{' changed' * changed}",
         kernel=draw_kernel,
         signature=DRAWN | LISTS | {"values": "*fp64" if random else "*fp32"},
-        constants=constants | {"RANDOM": random, "FILTERED": filtered, "BLOCK": CHUNK},
+        constants=constants | {"RANDOM": random, "FILTERED": filtered, "BLOCK": CHUNK, "PARTS": parts_for(1)},
         aligned=("logits",),
         num_warps=WARPS,
-    )
-
-
-def _shipped_filter(changed: bool) -> Shipped:
-    constants: dict[str, Any] = {name: changed for name in ("ALLOWED", "BIASED", "MARKED")}
-    return Shipped(
-        name=f"filter{' changed' * changed}",
-        kernel=filter_kernel,
-        signature=FILTERS | LISTS,
-        constants=constants | {"BLOCK": FILTER_BLOCK},
-        aligned=("logits",),
-        num_warps=FILTER_WARPS,
     )
 
 
@@ -197,6 +169,5 @@ SHIPPED: Final = (
         for random, filtered in ((False, False), (True, False), (True, True))
         for changed in (False, True)
     ),
-    *(_shipped_filter(changed) for changed in (False, True)),
     *(_shipped_choose(random, block) for random in (False, True) for block in (32, 64, 128)),
 )

@@ -189,7 +189,7 @@ class Serving:
         """Weights off the device and back, with the same answer before and after."""
         (instance,) = self._house.core.instances
         if instance.sleeper is None:
-            return {"note": "this model cannot sleep here: its weights are in main memory"}
+            return {"note": "this model was not loaded so that it could sleep"}
         asked = words(30, self._vocabulary, 424242)
         (before,) = self._house.run([request(self._house, asked, "s0", max_tokens=8)])
         found: dict[str, Any] = {}

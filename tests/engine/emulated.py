@@ -8,6 +8,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from inference_stack.engine.accelerator import Accelerator
 from inference_stack.engine.staging import Staging
@@ -15,6 +16,11 @@ from inference_stack.engine.streams import HostStreams
 
 POISON = 0x5A
 HOST_READS = ("item", "tolist", "cpu", "nonzero", "__bool__", "__int__", "__float__", "__index__", "numpy")
+WAITED = {
+    "_local_scalar_dense", "equal", "masked_select", "nonzero", "nonzero_static", "unique_dim", "_unique", "_unique2",
+    "unique_consecutive",
+}  # fmt: skip
+INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_"}
 
 
 class LateStaging(Staging):
@@ -36,9 +42,21 @@ def emulated(free: int = 64 << 20) -> Accelerator:
     return device
 
 
+class _Guard(TorchDispatchMode):
+    """Refuses ops whose results, or whose sizes, the host has to wait for."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = func.overloadpacket.__name__, kwargs or {}
+        mask = name in INDEXED and any(one is not None and one.dtype == torch.bool for one in args[1])
+        counted = name == "repeat_interleave" and kwargs.get("output_size") is None
+        if name in WAITED or mask or counted:
+            raise ReadsTheDevice(f"{name} on the step's path")
+        return func(*args, **kwargs)
+
+
 @contextmanager
 def no_reads() -> Iterator[None]:
-    """Inside, whatever brings a tensor's values to the host raises `ReadsTheDevice`."""
+    """Inside, whatever brings a tensor's values to the host, or waits for them, raises `ReadsTheDevice`."""
 
     def refuse(name: str) -> Any:
         def read(*_: object, **__: object) -> Any:
@@ -50,7 +68,8 @@ def no_reads() -> Iterator[None]:
     for one in patches:
         one.start()
     try:
-        yield
+        with _Guard():
+            yield
     finally:
         for one in patches:
             one.stop()

@@ -3,6 +3,7 @@ nothing."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import pytest
 import torch
 
 from inference_stack.core.errors import InferenceError
+from inference_stack.engine.memory import kv_bytes, step_reserve
 from inference_stack.engine.staging import Fetched, Staging
 from inference_stack.engine.streams import HostStreams
-from tests.engine.emulated import POISON, emulated
+from tests.engine.emulated import POISON, ReadsTheDevice, emulated, no_reads
 from tests.engine.house import Answer, Engine, engine, prompt, request
 
 PARAMS: list[dict[str, Any]] = [
@@ -87,9 +89,21 @@ def test_kernels_for_cpus_are_refused(tiny_models: dict[str, Path]) -> None:
         engine(tiny_models["llama"], device=emulated(), kernels="portable")
 
 
-def test_automatic_kv_memory_is_most_of_what_is_free(tiny_models: dict[str, Path]) -> None:
+def test_automatic_kv_memory_is_most_of_what_is_free(
+    tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inference_stack.engine.memory.STEP_BYTES", 0)
     served = engine(tiny_models["llama"], device=emulated(free=10_000_000), kernels="torch", kv_memory="auto")
     assert 0.8 * 10_000_000 < served.ready.kv_memory <= 0.9 * 10_000_000
+
+
+def test_what_steps_need_is_left_beside_kv() -> None:
+    reserve = step_reserve(256, [(131_072, 128_256), (4096, 1000)])
+    assert 768 << 20 < reserve < 2 << 30
+    assert kv_bytes("auto", 8 << 30, [], reserve) == (8 << 30) - reserve
+    assert kv_bytes("auto", 100 << 30, [], reserve) == int(0.9 * (100 << 30))
+    assert kv_bytes("auto", 1 << 20, [], reserve) == 0
+    assert kv_bytes("64MiB", 1 << 20, [], reserve) == 64 << 20
 
 
 def test_engines_that_do_not_compute_alike_have_names_of_their_own(tiny_models: dict[str, Path]) -> None:
@@ -162,3 +176,28 @@ class TestStaging:
         fetched = Fetched(streams, [source], streams.point())
         source.zero_()
         assert fetched.wait()[0].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: x[x > 1],
+        lambda x: x.masked_fill_(x > 1, 0)[x > 0],
+        lambda x: torch.equal(x, x),
+        lambda x: x.masked_select(x > 1),
+        lambda x: x.repeat_interleave(x),
+        lambda x: x.unique(),
+        lambda x: x.tolist(),
+        lambda x: x.nonzero(),
+    ],
+)
+def test_the_guard_knows_the_ways_to_read_a_device(read: Callable[[torch.Tensor], Any]) -> None:
+    with pytest.raises(ReadsTheDevice), no_reads():
+        read(torch.arange(4))
+
+
+def test_the_guard_lets_work_pass() -> None:
+    with no_reads():
+        x = torch.arange(4)
+        x[torch.tensor([1, 2])] += 1
+        torch.where(x > 1, x, 0).index_select(0, x.clamp(max=3))

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from inference_stack.engine.core import EngineCore
 from inference_stack.engine.graphs import GraphedStep, sizes
 from inference_stack.engine.runner import ModelRunner
+from inference_stack.engine.streams import HostStreams
 from tests.engine.emulated import ReadsTheDevice, emulated, no_reads
 from tests.engine.house import Answer, Engine, engine, prompt, request
 
@@ -24,7 +26,7 @@ PARAMS: list[dict[str, Any]] = [
 
 def served(path: Path, **settings: Any) -> Engine:
     """An engine with Triton's ops on an emulated accelerator."""
-    return engine(path, device=emulated(), kernels="triton", kv_memory="1MiB", **settings)
+    return engine(path, device=emulated(), kernels="triton", kv_memory="1MiB", max_running=4, **settings)
 
 
 def runner_of(core: EngineCore) -> ModelRunner:
@@ -64,6 +66,35 @@ def test_batches_are_filled_up_to_the_next_size(tiny_models: dict[str, Path]) ->
     one.run(request(prompt(6, n), f"r{n}", max_tokens=3, logprobs=None) for n in range(3))
     assert 4 in graphs_of(one.core).recorded
     assert 3 not in graphs_of(one.core).recorded
+
+
+def test_a_step_that_is_recorded_has_no_time(tiny_models: dict[str, Path]) -> None:
+    one, seconds = served(tiny_models["llama"]), list[float]()
+    runner = runner_of(one.core)
+    finish = runner._finish
+
+    def noted(*args: Any) -> Any:
+        result = finish(*args)
+        seconds.append(result.seconds)
+        return result
+
+    runner._finish = noted  # type: ignore[method-assign]
+    one.run(request(prompt(6, n), f"r{n}", max_tokens=4, logprobs=None) for n in range(2))
+    assert seconds.count(0.0) == 1  # two rows, for the first time
+
+
+def test_what_cannot_be_recorded_runs_op_by_op(
+    tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(self: HostStreams, work: object) -> Any:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(HostStreams, "record", full)
+    one = served(tiny_models["llama"], prefix_cache=False)
+    asked = request(prompt(6), max_tokens=3, logprobs=None)
+    assert one.alone(asked) == one.alone(asked)
+    assert graphs_of(one.core).recorded == ()
+    assert "no memory" in caplog.text
 
 
 def test_results_stay_where_they_are(tiny_models: dict[str, Path]) -> None:

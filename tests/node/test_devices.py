@@ -91,6 +91,8 @@ class FakeNvml(types.ModuleType):
         return b"H200" if handle else "H100"
 
     def nvmlDeviceGetMemoryInfo(self, handle: int) -> types.SimpleNamespace:
+        if handle and "memory" in self.silent:
+            raise OSError("memory is not supported")
         return types.SimpleNamespace(total=100 + handle, free=50, used=50 + handle)
 
     def _answer(self, what: str, value: int) -> int:
@@ -129,6 +131,11 @@ def test_gpus_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fake_nvml", nvml)
     assert gpus("fake_nvml") == (Gpu("H100", 100, 50), Gpu("H200", 101, 50))
     assert nvml.open == 0
+
+
+def test_a_gpu_that_does_not_tell_its_memory_is_not_listed(nvml: FakeNvml) -> None:
+    nvml.silent.add("memory")
+    assert gpus("fake_nvml") == (Gpu("H100", 100, 50),)
 
 
 def test_no_driver_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ by the worker that uses it.
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +17,8 @@ from inference_stack.core.errors import invalid
 
 DRIVERS: Final = (Path("/dev/nvidiactl"), Path("/dev/kfd"))
 """Files that the drivers of GPUs make: NVIDIA's, AMD's."""
+HIDES: Final = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
+"""Environment variables that name the GPUs a process may see: empty or -1 is none."""
 GPU: Final = "cuda"
 
 CPU_DEFAULTS: Final = {"max_running": 64, "max_batch_tokens": 512, "kv_dtype": "float16"}
@@ -58,7 +61,9 @@ def chosen_device(wanted: str) -> str:
 
 
 def has_gpu() -> bool:
-    """Whether there is a driver, and a torch that was built for GPUs."""
+    """Whether there is a driver, a torch that was built for GPUs, and none of the settings that hide GPUs from it."""
+    if any(os.environ.get(name) in ("", "-1") for name in HIDES):
+        return False
     try:
         build = version("torch")
     except PackageNotFoundError:

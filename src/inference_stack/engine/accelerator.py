@@ -34,6 +34,7 @@ class Accelerator:
         self.name = str(streams.device)
         self.staging = Staging(streams, STAGING_BYTES, TURNS)
         self._began: Point | None = None
+        self._timed = True
 
     def total_bytes(self) -> int:
         """Memory of the card."""
@@ -68,14 +69,15 @@ class Accelerator:
         return torch.cuda.max_memory_allocated(self.torch_device) - torch.cuda.memory_allocated(self.torch_device)
 
     def settle(self) -> None:
-        """Give back what loading took from the card and no longer uses."""
+        """Give back what loading took from the card and no longer uses; the peak counts from here."""
         if self.torch_device.type == "cuda":
             torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.torch_device)
 
     def begin(self) -> None:
         """A step begins."""
         self.staging.begin()
-        self._began = None
+        self._began, self._timed = None, True
 
     def upload(self, column: np.ndarray) -> Tensor:
         """A host array as a tensor, there after the next `send`, until the step is over."""
@@ -86,13 +88,18 @@ class Accelerator:
         self._began = self._began or self.streams.point()
         self.staging.send()
 
+    def untimed(self) -> None:
+        """This step compiles or records: its time says nothing about the next one's."""
+        self._timed = False
+
     def keep(self, tensor: Tensor) -> Tensor:
         """A copy in memory of its own."""
         return tensor.clone()
 
     def fetch(self, tensors: Sequence[Tensor]) -> Fetched:
         """Copy tensors to the host, behind all queued work. The step ends here."""
-        fetched = Fetched(self.streams, tensors, self._began or self.streams.point())
+        began = self._began or self.streams.point()
+        fetched = Fetched(self.streams, tensors, began if self._timed else None)
         self.staging.end(fetched.point)
         return fetched
 

@@ -62,7 +62,7 @@ class Instance:
 
     def _sleeper(self) -> Sleeps:
         if self.sleeper is None:
-            raise invalid(f"The model {self.name} cannot sleep: its weights are in main memory.", param="model")
+            raise invalid(f"The model {self.name} cannot sleep: it was not loaded for that.", param="model")
         return self.sleeper
 
     @property

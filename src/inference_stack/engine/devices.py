@@ -11,6 +11,7 @@ from inference_stack.engine.accelerator import Accelerator, cuda_device
 from inference_stack.engine.device import CpuDevice
 from inference_stack.ops.facade import BoundOps
 from inference_stack.ops.registry import OPS, NoImplementation, build_ops, default_registry, gpu_registry
+from inference_stack.ops.triton.cards import check_device
 from inference_stack.ops.triton.settings import TritonSettings
 from inference_stack.ops.workspace import Workspace
 
@@ -23,12 +24,22 @@ def open_device(engine: EngineConfig, threads: int) -> AnyDevice:
         return CpuDevice(threads)
     if not torch.cuda.is_available():
         raise invalid(
-            f"device is {engine.device}, but torch {torch.__version__} finds no GPU it can use", param="engine.device"
+            f"device is {engine.device}, but torch {torch.__version__} finds no GPU it can use: {_why_no_gpu()}",
+            param="engine.device",
         )
     index, count = int(engine.device.partition(":")[2] or 0), torch.cuda.device_count()
     if index >= count:
         raise invalid(f"device is {engine.device}, but there are {count} GPUs here", param="engine.device")
     return cuda_device(index)
+
+
+def _why_no_gpu() -> str:
+    """What torch says when it is made to try."""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return str(error).strip() or type(error).__name__
+    return "there is none"
 
 
 def ops_for(engine: EngineConfig, device: AnyDevice, workspace: Workspace) -> BoundOps:
@@ -51,6 +62,11 @@ def ops_for(engine: EngineConfig, device: AnyDevice, workspace: Workspace) -> Bo
 def _gpu_ops(engine: EngineConfig, workspace: Workspace) -> BoundOps:
     """Triton's ops in bf16; in fp32 on a CPU, where its interpreter cannot do otherwise."""
     dtype = torch.bfloat16 if workspace.device.type == "cuda" else torch.float32
+    if engine.kv_dtype == "float8":
+        try:
+            check_device(torch.float8_e4m3fn, workspace.device)
+        except ValueError as error:
+            raise invalid(f"{error}.", param="engine.kv_dtype") from error
     float8 = engine.weights == "float8"
     if float8 and engine.deterministic:
         raise invalid(

@@ -8,6 +8,7 @@ nothing and write into a block that nobody owns. Steps with prompts run op by op
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_left
 from functools import partial
 
@@ -24,6 +25,8 @@ from inference_stack.engine.streams import Graph
 from inference_stack.models.api import Model
 from inference_stack.ops.api import GroupTable, KvLayer, Ops, StepInputs
 from inference_stack.telemetry.laps import Laps
+
+log = logging.getLogger(__name__)
 
 MOST_ROWS = 512
 
@@ -67,6 +70,7 @@ class GraphedStep:
         self._sizes = sizes(max_rows)
         self._eager = EagerStep(model, ops, kv, tables, device)
         self._recorded: dict[int, Recorded] = {}
+        self._unrecorded: set[int] = set()
 
     @property
     def recorded(self) -> tuple[int, ...]:
@@ -85,7 +89,9 @@ class GraphedStep:
 
     def _compute(self, size: int, count: int, columns_CR: Tensor, laps: Laps) -> StepOutput:
         recorded = self._recorded.get(size)
-        if recorded is None:
+        if size in self._unrecorded:
+            hidden_TD, logits_SV = self._work(columns_CR)
+        elif recorded is None:
             hidden_TD, logits_SV = self._first(size, columns_CR)
         else:
             recorded.columns.copy_(columns_CR)
@@ -96,13 +102,20 @@ class GraphedStep:
         return StepOutput(hidden_TD[:count], logits_SV[:count])
 
     def _first(self, size: int, columns_CR: Tensor) -> tuple[Tensor, ...]:
-        """This step op by op, so that kernels are compiled and libraries have made up their minds; then its recording."""
+        """This step op by op, so that kernels are compiled and libraries have made up their minds; then its recording. Without
+        memory for that, steps of this size stay as they are."""
+        self._device.untimed()
         columns = columns_CR.clone()
         work = partial(self._work, columns)
-        hidden_TD, logits_SV = (made.clone() for made in work())
-        graph, made = self._device.streams.record(work)
-        self._recorded[size] = Recorded(columns, graph, *made)
-        return hidden_TD, logits_SV
+        results = work()
+        try:
+            graph, made = self._device.streams.record(work)
+        except RuntimeError as error:
+            log.warning("Steps of %d rows are not recorded, and slower for it: %s", size, error)
+            self._unrecorded.add(size)
+        else:
+            self._recorded[size] = Recorded(columns, graph, *made)
+        return results
 
     def _work(self, columns_CR: Tensor) -> tuple[Tensor, ...]:
         """What is recorded: nothing in it may read the device."""

@@ -17,7 +17,12 @@ AUTO_SEQUENCES = 1
 
 Modest on purpose: all of it is committed at start, and a laptop has other uses for its memory. More is a setting away."""
 GPU_SHARE = 0.9
-"""Of a GPU's memory beside the weights, which nobody else has a use for; the rest is for activations and recorded steps."""
+"""At most, of a GPU's memory beside the weights, which nobody else has a use for."""
+STEP_BYTES = 768 << 20
+ROW_BYTES_A_TOKEN = 9
+ROW_BYTES_A_WORD = 16
+"""What steps on a GPU need beside KV: activations and states of attention; of each row the tokens and block entries of the longest
+sequence; its logits, and the sampler's three numbers for each of them."""
 
 
 def sequence_bytes(groups: Sequence[KvGroupSpec], tokens: int) -> int:
@@ -25,12 +30,21 @@ def sequence_bytes(groups: Sequence[KvGroupSpec], tokens: int) -> int:
     return -(-tokens // BLOCK_TOKENS) * sum(spec.block_bytes for spec in groups)
 
 
-def kv_bytes(setting: str, free: int, models: Sequence[tuple[Sequence[KvGroupSpec], int]], gpu: bool = False) -> int:
-    """Bytes for the arena: the setting, or what `auto` derives from (KV groups, longest sequence) of each model."""
+def step_reserve(rows: int, models: Sequence[tuple[int, int]]) -> int:
+    """Bytes that steps of up to `rows` rows take on a GPU, about, given (longest sequence, vocabulary) of each model."""
+    tables = sum(rows * longest * ROW_BYTES_A_TOKEN for longest, _ in models)
+    return STEP_BYTES + tables + max((rows * words * ROW_BYTES_A_WORD for _, words in models), default=0)
+
+
+def kv_bytes(
+    setting: str, free: int, models: Sequence[tuple[Sequence[KvGroupSpec], int]], reserve: int | None = None
+) -> int:
+    """Bytes for the arena: the setting, or what `auto` derives from (KV groups, longest sequence) of each model. On a GPU
+    `reserve` is what steps need."""
     if setting != "auto":
         return parse_size(setting)
-    if gpu:
-        return int(free * GPU_SHARE)
+    if reserve is not None:
+        return max(0, min(int(free * GPU_SHARE), free - reserve))
     wanted = sum(AUTO_SEQUENCES * sequence_bytes(groups, longest) for groups, longest in models)
     return min(max(wanted, AUTO_FLOOR), int(free * AUTO_SHARE))
 

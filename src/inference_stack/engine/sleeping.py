@@ -19,6 +19,7 @@ from torch import Tensor
 from inference_stack.core.errors import SERVER_ERROR, ErrorInfo, InferenceError, invalid
 from inference_stack.engine.cuda_driver import CudaDriver, Driver, DriverError
 from inference_stack.engine.extent import ALIGNMENT, PIECE_BYTES, Extent
+from inference_stack.engine.streams import bytes_at
 from inference_stack.models.api import LoadedModel
 from inference_stack.models.parameters import parameters
 
@@ -188,10 +189,7 @@ class CudaMemory:
 
     def tensor(self, address: int, nbytes: int) -> Tensor:
         """See `Memory`."""
-        flat = torch.as_tensor(_Bytes(address, nbytes), device=self.device)
-        if flat.data_ptr() != address:
-            raise RuntimeError("torch copied device memory that it was to look at")
-        return flat
+        return bytes_at(address, nbytes, self.device)
 
     def pinned(self, nbytes: int) -> Tensor:
         """See `Memory`."""
@@ -211,13 +209,6 @@ class CudaMemory:
         """See `Memory`."""
         with torch.cuda.device(self.device):
             torch.cuda.empty_cache()
-
-
-class _Bytes:
-    """Device memory as an object that torch wraps without a copy."""
-
-    def __init__(self, address: int, nbytes: int) -> None:
-        self.__cuda_array_interface__ = {"shape": (nbytes,), "typestr": "|u1", "data": (address, False), "version": 3}
 
 
 def _storages(tensors: Iterable[Tensor], device: torch.device) -> list[_Storage]:

@@ -82,9 +82,10 @@ class Staging:
 
 
 class Fetched:
-    """Results on their way into page-locked memory. `began` is where the step's work begins in the queue."""
+    """Results on their way into page-locked memory. `began` is where the step's work begins in the queue; None: it has no time,
+    since it did more than a step does."""
 
-    def __init__(self, streams: Streams, tensors: Sequence[Tensor], began: Point) -> None:
+    def __init__(self, streams: Streams, tensors: Sequence[Tensor], began: Point | None) -> None:
         self._host = [streams.pinned(tuple(tensor.shape), tensor.dtype) for tensor in tensors]
         for place, tensor in zip(self._host, tensors, strict=True):
             place.copy_(tensor, non_blocking=True)
@@ -95,5 +96,5 @@ class Fetched:
     def wait(self) -> list[np.ndarray]:
         """The results, once they are there."""
         self.point.wait()
-        self.seconds = self.point.since(self._began)
+        self.seconds = 0.0 if self._began is None else self.point.since(self._began)
         return [place.numpy() for place in self._host]

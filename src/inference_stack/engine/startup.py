@@ -23,12 +23,12 @@ from inference_stack.engine.device import CpuDevice
 from inference_stack.engine.devices import AnyDevice, open_device, ops_for
 from inference_stack.engine.kv_events import KvFeeds, events_capacity
 from inference_stack.engine.launcher import Beside, Inline, Launcher, Queued
-from inference_stack.engine.memory import arena_geometry, kv_bytes
+from inference_stack.engine.memory import arena_geometry, kv_bytes, step_reserve
 from inference_stack.engine.numerics import numerics_id
 from inference_stack.engine.recording import Schedulers
 from inference_stack.engine.runner import ModelRunner
 from inference_stack.engine.slots import SlotTables
-from inference_stack.engine.warmup import TIMED_TOKENS, time_steps, warm_up
+from inference_stack.engine.warmup import TIMED_TOKENS, fill, time_steps, warm_up
 from inference_stack.kv.manager import KvManager
 from inference_stack.kv.slabs import SlabPool
 from inference_stack.models.api import LoadedModel
@@ -107,8 +107,8 @@ class Startup:
             placed = [self._place(model, arena, slabs, ops) for model in loaded]
             self._measure(placed)
             workspace.seal()
-            self._peak_bytes = self._device.peak_bytes()
             served = [self._serve(model, ops, schedulers) for model in placed]
+            self._peak_bytes = self._device.peak_bytes()
         instances = [instance for instance, _ in served]
         feeds = KvFeeds(self._config, instances, self._clock)
         closed = (feeds.close, schedulers.close)
@@ -144,7 +144,9 @@ class Startup:
             self._engine.kv_memory,
             self._device.free_bytes(),
             [(model.groups, model.longest) for model in loaded],
-            self._gpu,
+            step_reserve(self._engine.max_running, [(one.longest, one.model.model.vocab_size) for one in loaded])
+            if self._gpu
+            else None,
         )
         geometry, remark = arena_geometry(wanted, [spec for model in loaded for spec in model.groups])
         self._account.derived["KV slabs"] = remark
@@ -187,6 +189,9 @@ class Startup:
             placed.runner.record()
             if isinstance(self._device, Accelerator) and ops.graphs_of(loaded.model.step_ops):
                 placed.runner.record_graphs(self._device, placed.parking)
+        if self._gpu:
+            rows = min(self._engine.max_running, self._engine.max_batch_tokens)
+            fill(placed.runner, loaded.name, len(loaded.groups), rows)
         timed = many if self._gpu else min(TIMED_TOKENS, many)
         step_time = time_steps(placed.runner, loaded.name, len(loaded.groups), timed)
         scheduler = schedulers.make(self._limits(placed), placed.kv, step_time)
@@ -227,6 +232,11 @@ class Startup:
             *((f"{name}: weights ({model.quantisation})", model.weight_bytes) for name, model, _ in models),
             ("KV memory", arena.geometry.arena_bytes),
             ("workspace", ops.workspace.nbytes or self._peak_bytes),
+            *(
+                (("recorded steps", self._device.streams.recorded_bytes()),)
+                if isinstance(self._device, Accelerator)
+                else ()
+            ),
             *account.memory,
         ]
         account.derived |= {f"{name}: longest sequence": f"{longest} tokens" for name, _, longest in models}

@@ -68,8 +68,13 @@ class Streams(Protocol):
         """Here, behind all that is queued."""
         ...
 
+    def recorded_bytes(self) -> int:
+        """Memory of all recordings."""
+        ...
+
     def record(self, work: Work) -> tuple[Graph, tuple[Tensor, ...]]:
-        """Record what `work` queues; and the tensors that it returned, which every replay writes again."""
+        """Record what `work` queues; and the tensors that it returned, which every replay writes again. What a replay wrote stays
+        until another recording is replayed. Raises RuntimeError for what cannot be recorded, or finds no memory."""
         ...
 
 
@@ -81,6 +86,7 @@ class CudaStreams:
         products.allow_bf16_reduced_precision_reduction = products.allow_fp16_reduced_precision_reduction = False
         self.device = device
         self._pool: Any = None
+        self._recorded = 0
 
     def isa(self) -> str:
         """Such as "sm_90 NVIDIA H200, cuda 13.0, triton 3.6.0"."""
@@ -104,14 +110,43 @@ class CudaStreams:
         return CudaPoint(torch.cuda.current_stream(self.device))
 
     def record(self, work: Work) -> tuple[Graph, tuple[Tensor, ...]]:
-        """A CUDA graph. Nothing of it runs yet."""
+        """A CUDA graph. Nothing of it runs yet. All graphs share one memory, since they never run at the same time: what it
+        returned is looked at, not kept."""
         graph = torch.cuda.CUDAGraph()
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
+        taken = torch.cuda.memory_reserved(self.device)
         # Other threads may ask the device for memory meanwhile; only this one must not.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             made = work()
-        return graph, made
+        self._recorded += max(0, torch.cuda.memory_reserved(self.device) - taken)
+        return graph, tuple(_looked_at(one) for one in made)
+
+    def recorded_bytes(self) -> int:
+        """As torch's allocator counts them."""
+        return self._recorded
+
+
+def bytes_at(address: int, nbytes: int, device: torch.device) -> Tensor:
+    """Device memory that is somebody else's, uint8. Raises RuntimeError when torch would copy it."""
+    flat = torch.as_tensor(_Bytes(address, nbytes), device=device)
+    if flat.data_ptr() != address:
+        raise RuntimeError("torch copied device memory that it was to look at")
+    return flat
+
+
+class _Bytes:
+    """Device memory as an object that torch wraps without a copy."""
+
+    def __init__(self, address: int, nbytes: int) -> None:
+        self.__cuda_array_interface__ = {"shape": (nbytes,), "typestr": "|u1", "data": (address, False), "version": 3}
+
+
+def _looked_at(tensor: Tensor) -> Tensor:
+    """The same memory, without keeping it from others."""
+    if not tensor.is_contiguous() or not tensor.numel():
+        return tensor
+    return bytes_at(tensor.data_ptr(), tensor.nbytes, tensor.device).view(tensor.dtype).view(tensor.shape)
 
 
 class CudaPoint:
@@ -157,9 +192,15 @@ class HostStreams:
         return HostPoint()
 
     def record(self, work: Work) -> tuple[Graph, tuple[Tensor, ...]]:
-        """The work itself, done once."""
+        """The work itself, done once; its results are spoilt, since a device's recording has none."""
         made = work()
+        for place in made:
+            place.fill_(torch.nan)
         return HostGraph(work, made), made
+
+    def recorded_bytes(self) -> int:
+        """Nothing that lasts."""
+        return 0
 
 
 class HostPoint:

@@ -85,14 +85,19 @@ def gpus(library: str = "pynvml") -> tuple[Gpu, ...] | None:
     except nvml.NVMLError:
         return ()  # no driver: no GPU that could be used
     try:
-        return tuple(_gpu(nvml, index) for index in range(nvml.nvmlDeviceGetCount()))
+        found = [_gpu(nvml, index) for index in range(nvml.nvmlDeviceGetCount())]
+        return tuple(one for one in found if one is not None)
     finally:
         nvml.nvmlShutdown()
 
 
-def _gpu(nvml: Any, index: int) -> Gpu:
-    handle = nvml.nvmlDeviceGetHandleByIndex(index)
-    name, memory = nvml.nvmlDeviceGetName(handle), nvml.nvmlDeviceGetMemoryInfo(handle)
+def _gpu(nvml: Any, index: int) -> Gpu | None:
+    """One GPU; None for one that does not tell its memory."""
+    try:
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        name, memory = nvml.nvmlDeviceGetName(handle), nvml.nvmlDeviceGetMemoryInfo(handle)
+    except nvml.NVMLError:
+        return None
     return Gpu(name if isinstance(name, str) else name.decode(), int(memory.total), int(memory.free))
 
 

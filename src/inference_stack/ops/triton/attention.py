@@ -30,9 +30,9 @@ from inference_stack.ops.triton.attention_decode import (
 )
 from inference_stack.ops.triton.attention_prefill import attend_many, prefill_constants, prefill_kernel
 from inference_stack.ops.triton.attention_shapes import FEW, LANES, STAGES, Form, Launch, Tile, tile_for
-from inference_stack.ops.triton.cards import Room, room
+from inference_stack.ops.triton.cards import Room, check_device, room
 from inference_stack.ops.triton.kernel import Shipped
-from inference_stack.ops.triton.kv_memory import TYPES, KvView, check_device, view
+from inference_stack.ops.triton.kv_memory import TYPES, KvView, view
 from inference_stack.ops.triton.settings import TritonSettings
 from inference_stack.ops.workspace import Workspace
 

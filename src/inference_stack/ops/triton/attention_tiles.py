@@ -119,7 +119,7 @@ def chain(
             entry = tl.load(entries + key // 16, mask=inside, other=0)
         else:
             entry = tl.load(entries + key // 16)
-        unit = head + entry.to(tl.int32).to(tl.int64) * granule
+        unit = head + entry * granule
         numbers = unit.to(tl.pointer_type(KV))[:, None] + ((key % 16) * (2 * E))[:, None] + e[None, :]
         if MASKED and BLOCK_E != E:
             k = tl.load(numbers, mask=inside[:, None] & inner, other=0.0)

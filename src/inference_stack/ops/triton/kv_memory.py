@@ -9,7 +9,6 @@ A token of a head is 2 · E neighbours, which are read in the widest loads there
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Final
 
 import torch
@@ -31,8 +30,6 @@ NAMES: Final = {
     torch.int8: "int8",
     torch.float8_e4m3fn: "fp8",
 }
-FP8_FROM: Final = (8, 9)
-"""Compute capability from which fp8 is converted in hardware."""
 GRAIN: Final = 4
 """Bytes that divide every granule: the widest number of a unit."""
 
@@ -52,15 +49,3 @@ def view(kv: KvLayer) -> KvView:
     if kv.granule_bytes % GRAIN:
         raise ValueError(f"granules of {kv.granule_bytes} bytes leave KV unaligned; they must be multiples of {GRAIN}")
     return KvView(TYPES[kv.dtype], kv.offset_bytes // kv.granule_bytes, kv.granule_bytes, kv.unit_bytes // kv.kv_heads)
-
-
-@lru_cache(maxsize=64)
-def check_device(dtype: torch.dtype, device: torch.device) -> None:
-    """Raises ValueError where the device cannot convert what KV is stored in."""
-    if dtype != torch.float8_e4m3fn or device.type != "cuda" or torch.version.hip is not None:
-        return
-    capability = torch.cuda.get_device_capability(device)
-    if capability < FP8_FROM:
-        raise ValueError(
-            f"KV in float8 needs compute capability 8.9 or more, this GPU has {capability[0]}.{capability[1]}"
-        )

@@ -17,8 +17,9 @@ import triton.language as tl
 from torch import Tensor
 
 from inference_stack.ops.api import HeadSpec, KvLayer, Rope, StepInputs
+from inference_stack.ops.triton.cards import check_device
 from inference_stack.ops.triton.kernel import Shipped, kernel, kernel_for_any
-from inference_stack.ops.triton.kv_memory import NAMES, TYPES, KvView, check_device, view
+from inference_stack.ops.triton.kv_memory import NAMES, TYPES, KvView, view
 from inference_stack.ops.triton.settings import TritonSettings
 from inference_stack.ops.workspace import Workspace
 

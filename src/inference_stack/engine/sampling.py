@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 from functools import partial
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from inference_stack.core.seams import Device
@@ -19,22 +20,18 @@ from inference_stack.engine.slots import SlotTables
 from inference_stack.ops.api import Sampled, SampleInputs, Scored
 
 Pairs = tuple[np.ndarray, np.ndarray]
+NOTHING = np.zeros(0, dtype=np.int64)
 
 
 def _join(pieces: Sequence[np.ndarray], dtype: type) -> np.ndarray:
     return np.concatenate([np.asarray(piece, dtype=dtype) for piece in pieces]) if pieces else np.zeros(0, dtype=dtype)
 
 
-def _histories(slots: np.ndarray, position: np.ndarray, tables: SlotTables) -> tuple[np.ndarray, ...]:
-    """(row, slot, position, is emitted) of every known token of the rows whose choice depends on history."""
-    rows, places, emitted = [], [], []
-    for row, (slot, known) in enumerate(zip(slots, position, strict=True)):
-        if tables.params[slot].penalised:
-            rows.append(np.full(known, row))
-            places.append(np.arange(known))
-            emitted.append(places[-1] >= tables.prompt_len[slot])
-    row_N = _join(rows, np.int64)
-    return row_N, slots[row_N], _join(places, np.int64), _join(emitted, np.bool_)
+def _histories(slots: np.ndarray, position: np.ndarray, tables: SlotTables) -> np.ndarray:
+    """int64 [4, P]: row, slot, known tokens and prompt tokens of the rows whose choice depends on history."""
+    row_P = np.flatnonzero([tables.params[slot].penalised for slot in slots])
+    slot_P = slots[row_P]
+    return np.array((row_P, slot_P, position[row_P], tables.prompt_len[slot_P]), dtype=np.int64)
 
 
 def _bans(slots: np.ndarray, position: np.ndarray, tables: SlotTables, eos: tuple[int, ...]) -> Pairs:
@@ -87,10 +84,10 @@ class SampleColumns:
         self._inputs, self._slots, self._entered = None, slots, self._tables.entered
         self.tops = _tops(slots, self._tables)
         history = _histories(slots, rows.sampled_position, self._tables)
-        inputs = self._build(plan, rows, slots, history)
+        inputs = self._build(plan, rows, slots)
         if lasting:
             return partial(self._keep, inputs)
-        return partial(self._with_history, inputs, (self._device.upload(history[1]), inputs.history_token))
+        return partial(self._with_history, inputs, self._device.upload(history), int(history[2].sum()))
 
     def _same(self, slots: np.ndarray) -> bool:
         """Whether these are the requests of the step before."""
@@ -113,12 +110,25 @@ class SampleColumns:
         self._inputs = replace(inputs, **kept)
         return self._inputs
 
-    def _with_history(self, inputs: SampleInputs, places: tuple[Tensor, Tensor]) -> SampleInputs:
-        """Known tokens are looked up on the device, which may know them before the host does."""
-        return replace(inputs, history_token=self._tables.tokens[places]) if len(places[0]) else inputs
+    def _with_history(self, inputs: SampleInputs, history_4P: Tensor, total: int) -> SampleInputs:
+        """All `total` known tokens are looked up on the device, which may know them before the host does."""
+        if not total:
+            return inputs
+        row_P, slot_P, known_P, prompt_P = history_4P
+        tokens = self._tables.tokens
+        first_P = known_P.cumsum(0) - known_P
+        owner_N = torch.repeat_interleave(known_P, output_size=total)
+        entry_N = torch.arange(total, device=owner_N.device)
+        place_N = (slot_P * tokens.shape[1] - first_P).index_select(0, owner_N) + entry_N
+        return replace(
+            inputs,
+            history_row=row_P.index_select(0, owner_N),
+            history_token=tokens.view(-1).index_select(0, place_N),
+            history_is_output=entry_N >= (first_P + prompt_P).index_select(0, owner_N),
+        )
 
-    def _build(self, plan: StepPlan, rows: Rows, slots: np.ndarray, history: tuple[np.ndarray, ...]) -> SampleInputs:
-        """All columns; `history_token` holds positions yet."""
+    def _build(self, plan: StepPlan, rows: Rows, slots: np.ndarray) -> SampleInputs:
+        """All columns but histories."""
         tables, up, tops = self._tables, self._device.upload, self.tops
         columns = {name: values[slots] for name, values in tables.floats.items()}
         top_k, bias = tables.top_k[slots], _biases(slots, tables)
@@ -136,9 +146,9 @@ class SampleColumns:
             choice_S=up(tables.choice[slots]),
             position_S=up(rows.sampled_position.copy()),
             top_S=up(tops),
-            history_row=up(history[0]),
-            history_token=up(history[2]),
-            history_is_output=up(history[3]),
+            history_row=up(NOTHING),
+            history_token=up(NOTHING),
+            history_is_output=up(NOTHING.astype(np.bool_)),
             bias_row=up(bias[0]),
             bias_token=up(bias[1]),
             bias_value=up(bias[2]),

@@ -120,13 +120,14 @@ class Flight:
 
     def next_attempt(self) -> Request:
         """The request to dispatch now: everything emitted so far is known, and older attempts are void."""
-        params = self.request.continuation.params
-        if self._prompt_scored:
-            params = replace(params, prompt_logprobs=None)
-        known = replace(self.request.continuation, params=params, emitted=tuple(self.emitted))
         self.attempt += 1
-        self.request = replace(self.request, attempt=self.attempt, isolated=self.must_be_alone)
-        return replace(self.request, continuation=known)
+        if (self.attempt, self.must_be_alone) != (self.request.attempt, self.request.isolated):
+            self.request = replace(self.request, attempt=self.attempt, isolated=self.must_be_alone)
+        first = self.request.continuation
+        if len(first.emitted) == len(self.emitted) and not self._prompt_scored:
+            return self.request
+        params = replace(first.params, prompt_logprobs=None) if self._prompt_scored else first.params
+        return replace(self.request, continuation=replace(first, params=params, emitted=tuple(self.emitted)))
 
     def take(self, delta: TokenDelta) -> None:
         """News of the present attempt. What an earlier one already told is not told again."""

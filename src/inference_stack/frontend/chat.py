@@ -16,6 +16,7 @@ from inference_stack.frontend.messages import Message, Shape, normalise, templat
 from inference_stack.frontend.template import RESERVED, ChatTemplate, template_error
 from inference_stack.frontend.tokenizer import Tokenizer
 
+_SPELL = json.JSONEncoder(ensure_ascii=False).encode
 _UNMARKED = frozenset({"role", "type"})
 """Keys whose values templates compare: whole control tokens are marked in them, parts of one are not."""
 
@@ -70,7 +71,7 @@ class ChatEncoder:
         _check(options)
         try:
             values = _values(normalise(messages, entry.shape, entry.template), options)
-            spelt = json.dumps(values, ensure_ascii=False)
+            spelt = _SPELL(values)
             mark = free_character(spelt + entry.template.source)
             guarded = entry.guarded(values, mark)
         except RecursionError as error:

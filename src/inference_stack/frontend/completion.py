@@ -43,9 +43,12 @@ class TokenEntry:
     top: tuple[TopEntry, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True)
 class TextDelta:
-    """News of a completion. `finish` is set on the last one; `stop_reason` is the stop string or stop token that ended it."""
+    """News of a completion. `finish` is set on the last one; `stop_reason` is the stop string or stop token that ended it.
+
+    Treat as immutable. Made for every delta of every stream, so it is not frozen, which would cost several times as much.
+    """
 
     text: str = ""
     entries: tuple[TokenEntry, ...] = ()
@@ -111,6 +114,9 @@ class TextAssembler:
     def _text(self, texts: list[str], text: str, entry: TokenEntry | None) -> str | None:
         """Pass text on through the stop strings; the one that it completed, if any."""
         self._decoded += len(text)
+        if entry is None and not self._waiting and not self._options.stop:
+            self._show(texts, text)
+            return None  # nearly every token: nothing can be held back
         if entry is not None:
             self._waiting.append((self._decoded, entry))
         matched = self._stops.feed(text, armed=self.tokens >= self._options.min_tokens)
@@ -146,7 +152,7 @@ class TextAssembler:
 
     def _delta(self, texts: list[str], finish: FinishReason | None, reason: str | int | None) -> TextDelta:
         entries, self._released = tuple(self._released), []
-        return TextDelta(text="".join(texts), entries=entries, finish=finish, stop_reason=reason)
+        return TextDelta("".join(texts), entries, finish, reason)
 
 
 def prompt_entries(

@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Matched:
-    """Text that is now certain, and the stop string that was completed, if one was."""
+    """Text that is now certain, and the stop string that was completed, if one was. Treat as immutable."""
 
     text: str
     stop: str | None = None

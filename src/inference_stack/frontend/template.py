@@ -186,5 +186,4 @@ def _raise_exception(message: object) -> NoReturn:
 
 
 def _strftime(now: float) -> Callable[[str], str]:
-    moment = datetime.fromtimestamp(now, tz=UTC)
-    return moment.strftime
+    return lambda form: datetime.fromtimestamp(now, tz=UTC).strftime(form)

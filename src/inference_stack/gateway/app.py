@@ -18,7 +18,7 @@ from inference_stack.frontend.load import Frontend
 from inference_stack.gateway.api import Dispatch
 from inference_stack.gateway.context import Gateway
 from inference_stack.gateway.edge import Edge, http_problem
-from inference_stack.gateway.endpoints import endpoints
+from inference_stack.gateway.endpoints import direct, endpoints
 from inference_stack.gateway.openapi import Document
 from inference_stack.gateway.resume import ResumeTokens, resume_secret
 from inference_stack.telemetry.logs import LOGGER
@@ -53,7 +53,7 @@ def create_app(
     document = Document(table)
     app = Starlette(
         routes=[*(endpoint.route() for endpoint in table), *document.routes()],
-        middleware=[Middleware(Edge, gateway=gateway)],
+        middleware=[Middleware(Edge, gateway=gateway, direct=direct(table))],
         exception_handlers={HTTPException: http_problem},
     )
     app.state.gateway = gateway

@@ -18,11 +18,12 @@ from inference_stack.gateway.resume import Mark
 from inference_stack.telemetry.account import Account
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Piece:
     """What is new in a choice. `tokens` may run ahead of `text`, which waits for whole characters and stop strings.
 
-    `entries` (logprobs, where asked for) come with the text of their tokens.
+    `entries` (logprobs, where asked for) come with the text of their tokens. Treat as immutable: like `TextDelta`, it is not frozen
+    because one is made for every delta.
     """
 
     text: str

@@ -5,6 +5,8 @@ Whatever goes wrong inside becomes OpenAI's error JSON here, with the request's 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -19,19 +21,29 @@ from inference_stack.gateway.streaming import Gone
 
 
 class Edge:
-    """ASGI middleware. `scope["state"]` carries `request_id` and `arrival` (seconds of the gateway's clock) inwards."""
+    """ASGI middleware. `scope["state"]` carries `request_id` and `arrival` (seconds of the gateway's clock) inwards.
 
-    def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
+    `direct` are applications by method and path that need no routing: nearly all requests are for them, and each event of a stream
+    would pass Starlette's layers.
+    """
+
+    def __init__(self, app: ASGIApp, gateway: Gateway, direct: Mapping[tuple[str, str], ASGIApp]) -> None:
         self._app = app
         self._gateway = gateway
+        self._direct = direct
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         visit = _Visit(self._gateway, scope, send)
+        direct = self._direct.get((scope["method"], scope["path"]))
         try:
-            await self._app(scope, receive, visit.send)
+            if direct is not None:
+                visit.path = scope["path"]
+                await direct(scope, receive, visit.send)
+            else:
+                await self._app(scope, receive, visit.send)
         except InferenceError as error:
             await visit.fail(error.info, receive)
         except (Gone, ClientDisconnect):
@@ -53,6 +65,7 @@ class _Visit:
         self._arrival = gateway.clock.now()
         self.request_id = request_id(Headers(scope=scope))
         self.status = 0
+        self.path = ""
         scope["state"] = {**scope.get("state", {}), "request_id": self.request_id, "arrival": self._arrival}
 
     async def send(self, message: Message) -> None:
@@ -75,8 +88,7 @@ class _Visit:
 
     def count(self) -> None:
         """Enter the request into the metrics. Paths are counted by route, so that clients cannot invent labels."""
-        route = self._scope.get("route")
-        path = getattr(route, "path", "unknown")
+        path = self.path or getattr(self._scope.get("route"), "path", "unknown")
         self._gateway.metrics.requests.labels(path, str(self.status)).inc()
 
 

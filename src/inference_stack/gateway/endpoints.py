@@ -5,7 +5,7 @@ Holds no logic of its own.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from starlette.requests import Request
@@ -49,6 +49,15 @@ class Endpoint:
 def endpoints(gateway: Gateway) -> list[Endpoint]:
     """Every endpoint of the gateway, in the order of the documentation."""
     return [*_generation(gateway), *_tokens(gateway), *_models(gateway), *_operations(gateway)]
+
+
+def direct(table: Sequence[Endpoint]) -> dict[tuple[str, str], ASGIApp]:
+    """The endpoints that stream, by method and path: applications that need nothing of a router."""
+    return {
+        (one.method, one.path): one.handler
+        for one in table
+        if isinstance(one.handler, ChatEndpoint | CompletionEndpoint)
+    }
 
 
 def _generation(gateway: Gateway) -> list[Endpoint]:

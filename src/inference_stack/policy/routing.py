@@ -171,13 +171,13 @@ class Router:
         there is none."""
         nodes = len(self.usable)
         usable = self.usable if among is None else self.usable & among
-        if not usable.any():
-            return None
         held = np.zeros(nodes)
         if names:
             held = np.minimum(self.prefixes.held(names, nodes) * BLOCK_TOKENS, max(0, prompt_tokens - 1))
         waits = np.where(usable, self._waits(prompt_tokens - held), np.inf)
-        node = int(waits.argmin())
+        node = int(waits.argmin()) if nodes else -1
+        if node < 0 or not usable[node]:
+            return None
         others = np.partition(waits, 1)[1] if nodes > 1 else np.inf
         return Choice(
             node=node,

@@ -6,12 +6,14 @@ A record's facts travel as `extra={"fields": {...}}`, so that both forms carry t
 from __future__ import annotations
 
 import logging
+import re
 from datetime import UTC, datetime
 from typing import Final, TextIO
 
 import msgspec
 
 LOGGER: Final = "inference_stack"
+WORD: Final = re.compile(r"[\w.:/+-]+")
 FORWARDED: Final = ("uvicorn.error",)
 """Loggers of libraries whose records join our stream."""
 
@@ -45,11 +47,12 @@ class TextFormatter(logging.Formatter):
 def _shown(value: object) -> str:
     """A value of one word stays bare; anything else, and so anything a client could forge a line with, is quoted."""
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return text if text and all(char.isalnum() or char in "-_.:/+" for char in text) else ascii(text)
+    return text if WORD.fullmatch(text) else ascii(text)
 
 
 def set_up_logs(level: str, as_json: bool, stream: TextIO) -> logging.Logger:
     """Send our records (and the server's) of at least `level` to `stream`, replacing any earlier set-up."""
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # neither form shows them
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter() if as_json else TextFormatter())
     for name in (LOGGER, *FORWARDED):

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from itertools import chain
-from typing import TypeVar
 
 from inference_stack.core.step import TokenDelta
 from inference_stack.wire.messages import StepReport
-
-T = TypeVar("T")
 
 
 def coalesce(reports: Sequence[StepReport]) -> StepReport:
@@ -26,30 +21,32 @@ def coalesce(reports: Sequence[StepReport]) -> StepReport:
 
 
 def _joined(deltas: Iterable[TokenDelta]) -> tuple[TokenDelta, ...]:
-    parts: dict[tuple[str, int, int], list[TokenDelta]] = {}
-    ended: dict[tuple[str, int], int] = {}
+    groups: list[list[TokenDelta]] = []
+    growing: dict[tuple[str, int], list[TokenDelta]] = {}
     for delta in deltas:
         name = delta.request_id, delta.attempt
-        ends = ended.get(name, 0)
-        parts.setdefault((*name, ends), []).append(delta)
+        same = growing.get(name)
+        if same is None:
+            same = growing[name] = []
+            groups.append(same)
+        same.append(delta)
         if delta.finish is not None:
-            ended[name] = ends + 1
-    return tuple([same[0] if len(same) == 1 else _join(same) for same in parts.values()])
+            del growing[name]
+    return tuple([same[0] if len(same) == 1 else _join(same) for same in groups])
 
 
 def _join(deltas: Sequence[TokenDelta]) -> TokenDelta:
-    """One delta for several of one attempt."""
+    """One delta for several of one attempt. On the path of every token of a busy link."""
     last = deltas[-1]
-    return replace(
-        last,
-        tokens=tuple(chain.from_iterable(delta.tokens for delta in deltas)),
-        logprobs=tuple(chain.from_iterable(delta.logprobs for delta in deltas)),
-        prompt_logprobs=_first(delta.prompt_logprobs for delta in deltas),
-        cached_tokens=_first(delta.cached_tokens for delta in deltas),
-        queue_seconds=_first(delta.queue_seconds for delta in deltas),
-    )
-
-
-def _first(values: Iterable[T | None]) -> T | None:
-    """What came once."""
-    return next((value for value in values if value is not None), None)
+    joined = TokenDelta(last.request_id, last.attempt, finish=last.finish, error=last.error)
+    for delta in deltas:
+        joined.tokens += delta.tokens
+        if delta.logprobs:
+            joined.logprobs += delta.logprobs
+        if joined.prompt_logprobs is None:
+            joined.prompt_logprobs = delta.prompt_logprobs
+        if joined.cached_tokens is None:
+            joined.cached_tokens = delta.cached_tokens
+        if joined.queue_seconds is None:
+            joined.queue_seconds = delta.queue_seconds
+    return joined

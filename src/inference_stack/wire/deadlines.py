@@ -12,6 +12,8 @@ def _moved(deadline: float | None, offset: float) -> float | None:
 
 
 def _shift(qos: Qos, offset: float) -> Qos:
+    if qos.deadline is None and qos.ttft_deadline is None:
+        return qos
     return replace(qos, deadline=_moved(qos.deadline, offset), ttft_deadline=_moved(qos.ttft_deadline, offset))
 
 

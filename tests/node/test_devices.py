@@ -253,3 +253,21 @@ async def test_a_node_without_gpus_reads_none(monkeypatch: pytest.MonkeyPatch) -
         gateway = await scene.gateway(ready=0)
         await scene.clock.pass_time(2 * agent.GPU_SECONDS)
         assert (await gateway.state(lambda state: True)).gpus == ()
+
+
+async def test_a_node_outlives_a_library_that_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        reads = 0
+
+        def read(self) -> tuple[object, ...]:
+            self.reads += 1
+            raise TypeError("a driver of tomorrow")
+
+    reader = Broken()
+    monkeypatch.setattr(devices, "gpus", lambda: (Gpu("H200", 141, 140),))
+    monkeypatch.setattr(agent, "GpuReader", lambda: reader)
+    async with world(monkeypatch) as scene:
+        gateway = await scene.gateway(ready=0)
+        await scene.clock.pass_time(3 * agent.GPU_SECONDS)
+        assert (await gateway.state(lambda state: True)).gpus == ()
+    assert reader.reads == 1

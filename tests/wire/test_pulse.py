@@ -1,7 +1,7 @@
 """When a link is dead: no sound, or beats that show that ours do not arrive; and when it only seems so."""
 
 from inference_stack.wire.messages import Beat, StepReport
-from inference_stack.wire.pulse import Pulse
+from inference_stack.wire.pulse import BEYOND, Pulse
 
 SILENCE = 1.5
 STEP = 0.25
@@ -99,3 +99,16 @@ def test_beats_that_arrive_late_are_no_cut_while_more_of_them_arrive() -> None:
         verdicts.append(ours.verdict(tick * STEP))
     assert verdicts[:100] == [None] * 100
     assert verdicts[-1] is not None and "arrived" in verdicts[-1]
+
+
+def test_silence_is_noticed_as_soon_as_it_is_too_long() -> None:
+    pair = Pair()
+    pair.run(5)
+    last = pair.now
+    pair.now += 1.2
+    assert pair.ours.verdict(pair.now) is None  # a look that came late counts for a fifth of the limit
+    left = pair.ours.patience(pair.now)
+    assert SILENCE - 0.3 < left < SILENCE - 0.28
+    while pair.ours.verdict(pair.now) is None:
+        pair.now += min(STEP, pair.ours.patience(pair.now))
+    assert pair.now - last < 1.2 + SILENCE - 0.3 + 2 * BEYOND

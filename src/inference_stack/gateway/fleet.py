@@ -211,12 +211,16 @@ class Fleet:
             return "the link closed"
 
     async def _watch(self, connection: Connection) -> str:
-        """Send beats, and look at what comes back, until it is bad; why."""
+        """Send beats, and look at what comes back, until it is bad; why. Looks again just when silence would be too long."""
+        clock, pulse = self._clock, connection.pulse
         pause = min(BEAT_SECONDS, self._silence / BEATS_PER_SILENCE)
+        due = clock.now()
         while True:
-            connection.outbox.put_nowait(connection.pulse.beat(self._clock.now()))
-            await self._clock.sleep(pause)
-            if verdict := connection.pulse.verdict(self._clock.now()):
+            if (now := clock.now()) >= due:
+                connection.outbox.put_nowait(pulse.beat(now))
+                due = now + pause
+            await clock.sleep(min(due - now, pulse.patience(now)))
+            if verdict := pulse.verdict(clock.now()):
                 return verdict
 
     def _handle(self, key: str, message: FromNode) -> None:

@@ -246,7 +246,11 @@ class NodeAgent:
     async def _watch_gpus(self) -> None:
         """Tell what GPUs do, now and then; never where there are none."""
         while self._reader is not None:
-            stats = await asyncio.to_thread(self._reader.read)
+            try:
+                stats = await asyncio.to_thread(self._reader.read)
+            except Exception:  # a driver's library may do anything, and a node serves on without these numbers
+                log.exception("GPUs are no longer read")
+                return
             if stats != self._gpu_stats:
                 self._gpu_stats = stats
                 self._tell_state()

@@ -11,6 +11,8 @@ from inference_stack.wire.messages import Beat
 
 LOOKS_PER_SILENCE = 5
 """At least so often must be looked before silence is believed."""
+BEYOND = 0.005
+"""Seconds; later than a silence ends by what timers are early or late."""
 
 
 class Pulse:
@@ -71,6 +73,10 @@ class Pulse:
         if self._passed - self._heard_at > self._silence:
             return f"silent for {self._passed - self._heard_at:.1f} s"
         return None
+
+    def patience(self, now: float) -> float:
+        """Seconds after which the verdict should be asked at the latest: just beyond the silence that is left."""
+        return max(0.0, self._silence - (self._time(now) - self._heard_at)) + BEYOND
 
     def _time(self, now: float) -> float:
         """Seconds that count, since the link began."""

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from inference_stack.core.errors import invalid
+from inference_stack.frontend.literals import alternation
 from inference_stack.frontend.tokenizer import PlainEncoder, Tokenizer
 
 
@@ -21,7 +22,7 @@ class Literals:
 
     def __init__(self, literals: Iterable[str]) -> None:
         words = sorted({literal for literal in literals if literal})
-        self.pattern = re.compile(_alternation(words) if words else "(?!)")
+        self.pattern = re.compile(alternation(words) if words else "(?!)")
         self._heads = {word[:cut] for word in words for cut in range(1, len(word))}
         self._tails = {word[cut:] for word in words for cut in range(1, len(word))}
         self._longest = max(map(len, words), default=1)
@@ -122,14 +123,3 @@ def free_character(text: str) -> str:
 def _inside_word(text: str, start: int, end: int) -> bool:
     neighbours = text[start - 1 : start] + text[end : end + 1]
     return any(char.isalnum() or char == "_" for char in neighbours)
-
-
-def _alternation(words: list[str]) -> str:
-    """A pattern that matches the longest of `words` (sorted) at a place. Common beginnings are shared, so it stays fast."""
-    branches: dict[str, list[str]] = {}
-    for word in words:
-        if word:
-            branches.setdefault(word[0], []).append(word[1:])
-    parts = [re.escape(head) + (_alternation(tails) if any(tails) else "") for head, tails in branches.items()]
-    group = f"(?:{'|'.join(parts)})"
-    return f"{group}?" if "" in words else group

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as RawTokenizer
 
-from inference_stack.core.errors import invalid
+from inference_stack.frontend.pieces import PieceEncoder, encode_batch
 from inference_stack.frontend.token_bytes import byte_rule
 
 EDGE = "\ufdd0\ufdd1\ufdd0"
@@ -45,6 +45,7 @@ class Tokenizer:
         self.special_ids = frozenset(token for token, added in self.added.items() if added.special)
         self.vocab_size = raw.get_vocab_size(with_added_tokens=True)
         self.byte_rule = byte_rule(raw)
+        self._pieces = PieceEncoder(raw, self.added)
         self._plain = PlainEncoder(self, self.special_ids)
         self._bytes: dict[int, bytes] = {}
 
@@ -53,7 +54,7 @@ class Tokenizer:
 
         Raises a 400 error where the text is not Unicode (half of a surrogate pair).
         """
-        ids = _ids(self.raw, text) if allow_special else self._plain.encode(text, first=True)
+        ids = self._pieces.encode(text) if allow_special else self._plain.encode(text, first=True)
         return [*self.prefix, *ids, *self.suffix] if add_special_tokens else ids
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
@@ -114,7 +115,7 @@ class PlainEncoder:
 
     def encode(self, text: str, *, first: bool) -> list[int]:
         """The ids of a piece of text; not the `first` piece, it gets no marks of a beginning (SentencePiece's space)."""
-        ids = _ids(self._raw, text if first else EDGE + text)
+        ids = encode_batch(self._raw, [text if first else EDGE + text])[0]
         return [token for token in ids if token != self._edge] if self._edge in ids else ids
 
 
@@ -127,23 +128,3 @@ def _copy(token: AddedToken, special: bool) -> AddedToken:
         normalized=token.normalized,
         special=special,
     )
-
-
-def _ids(raw: RawTokenizer, text: str) -> list[int]:
-    """The library's batches, also of one text, let other threads run and count no offsets, which is a quarter of the work."""
-    try:
-        return raw.encode_batch_fast([text], add_special_tokens=False)[0].ids
-    except (UnicodeEncodeError, TypeError) as error:
-        if _is_unicode(text):
-            raise
-        raise invalid(
-            "The text holds half of a surrogate pair; it is not valid Unicode.", code="invalid_text"
-        ) from error
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

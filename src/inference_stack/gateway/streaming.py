@@ -9,6 +9,7 @@ The status line waits for the first news, so that a request which fails in the q
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 from starlette.responses import Response
@@ -54,26 +55,30 @@ async def answer(gateway: Gateway, job: Job, renderer: Renderer, receive: Receiv
         pieces.setdefault(choice.index, []).append(piece)
 
     running = submit(gateway, job, collect, over)
-    watch = asyncio.create_task(disconnected(receive))
+    watch = _watch(receive, lambda: over(Gone()))
     try:
-        await asyncio.wait({ended, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if not ended.done():
-            raise Gone
+        await ended
         if problems:
             raise problems.pop()  # what is raised holds this frame, which must not hold it in turn
     finally:
         running.stop()
-        ended.cancel()
-        await _cancel(watch)
+        watch.cancel()
     for choice in job.choices:
         pieces.setdefault(choice.index, [])
     return Response(encode(renderer.whole(pieces)), media_type="application/json")
 
 
-async def _cancel(task: asyncio.Task[None]) -> None:
-    """End a task whose outcome no longer matters."""
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+def _watch(receive: Receive, heard: Callable[[], None]) -> asyncio.Task[None]:
+    """A task that ends when the client has gone, or when it is cancelled; `heard` is called then. Nobody need wait for its end."""
+
+    def ended(task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            task.exception()  # looked at; a connection that breaks is a client that left
+        heard()
+
+    task = asyncio.create_task(disconnected(receive))
+    task.add_done_callback(ended)
+    return task
 
 
 class Bell:
@@ -138,8 +143,7 @@ class EventStream:
 
     async def _serve(self, receive: Receive) -> None:
         running = submit(self._gateway, self._job, self._sink, self._end)
-        watch = asyncio.create_task(disconnected(receive))
-        watch.add_done_callback(lambda _: self._bell.ring())
+        watch = _watch(receive, self._bell.ring)
         self._watch_silence()
         try:
             await self._write_until_over(watch)
@@ -148,7 +152,7 @@ class EventStream:
             running.stop()
             if self._timer is not None:
                 self._timer.cancel()
-            await _cancel(watch)
+            watch.cancel()
 
     def _take_over(self) -> None:
         """End the connection that this one replaces, should it still be there: a client that is back has left it."""

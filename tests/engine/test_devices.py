@@ -10,7 +10,9 @@ import torch
 from inference_stack.config import derive
 from inference_stack.config.tree import EngineConfig
 from inference_stack.core.errors import InferenceError
+from inference_stack.engine import devices
 from inference_stack.engine.devices import open_device, ops_for
+from inference_stack.ops.fa3 import wheel
 from inference_stack.ops.triton import cards
 from inference_stack.ops.workspace import Workspace
 from tests.engine.emulated import emulated
@@ -50,3 +52,22 @@ def test_gpus_that_are_hidden_are_not_taken(monkeypatch: pytest.MonkeyPatch, hid
     assert derive.chosen_device("auto") == "cuda"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
     assert derive.chosen_device("auto") == "cpu"
+
+
+def test_a_named_implementation_is_refused_where_it_cannot_run() -> None:
+    workspace = Workspace(max_tokens=1, max_samples=1)
+    with pytest.raises(InferenceError) as error:
+        ops_for(EngineConfig(device="cpu", attention="fa3"), open_device(EngineConfig(device="cpu"), 1), workspace)
+    assert refused(error) == ("engine.attention", "attention fa3 goes with a GPU and Triton's kernels")
+    with pytest.raises(InferenceError) as error:
+        ops_for(EngineConfig(device="cuda", kernels="triton", attention="fa3"), emulated(), workspace)
+    assert "fa3 refuses: deterministic is on" in refused(error)[1]
+
+
+def test_a_named_implementation_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wheel, "MODULE", "tests.ops.fa3.fake")
+    monkeypatch.setattr(wheel, "refuses_card", lambda _: None)
+    monkeypatch.setattr(devices, "activations", lambda _: torch.float16)
+    asked = EngineConfig(device="cuda", kernels="triton", attention="fa3", deterministic=False)
+    ops = ops_for(asked, emulated(), Workspace(max_tokens=64, max_samples=4))
+    assert ops.explain()["attend"].startswith("fa3: preferred by configuration")

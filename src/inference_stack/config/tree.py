@@ -132,6 +132,12 @@ class EngineConfig:
         "torch uses torch's.",
         choices=("auto", "avx512vnni", "avx2", "portable", "triton", "torch"),
     )
+    attention: str = knob(
+        "auto",
+        "Attention on GPUs: auto is that of the kernels; fa3 is FlashAttention-3 from the package tokenspeed-fa3, on Hopper, with "
+        "deterministic off and KV in bfloat16.",
+        choices=("auto", "fa3"),
+    )
     deterministic: bool = knob(
         True,
         "On GPUs, compute every row the same way whatever the batch is, so that a stream that is carried over goes on with the "

@@ -44,6 +44,10 @@ def _why_no_gpu() -> str:
 
 def ops_for(engine: EngineConfig, device: AnyDevice, workspace: Workspace) -> BoundOps:
     """The ops that settings ask for. Raises `InferenceError` for kernels that do not go with the device."""
+    named = _named(engine)
+    if named and not (isinstance(device, Accelerator) and engine.kernels in ("auto", "triton")):
+        option, name = next(iter(named.values()))
+        raise invalid(f"{option} {name} goes with a GPU and Triton's kernels", param=f"engine.{option}")
     try:
         if engine.kernels == "torch" and engine.weights != "float8":
             return build_ops(workspace, prefer=dict.fromkeys(OPS, "reference"))
@@ -59,9 +63,19 @@ def ops_for(engine: EngineConfig, device: AnyDevice, workspace: Workspace) -> Bo
         raise invalid(f"{error}.", param="engine.kernels") from error
 
 
+def _named(engine: EngineConfig) -> dict[str, tuple[str, str]]:
+    """Ops for which an implementation is named, each with the setting that does it and the name."""
+    asked = {"attend": ("attention", engine.attention)}
+    return {op: (option, name) for op, (option, name) in asked.items() if name != "auto"}
+
+
+def activations(device: torch.device) -> torch.dtype:
+    """What Triton's ops compute in: bf16; fp32 on a CPU, where its interpreter cannot do otherwise."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
 def _gpu_ops(engine: EngineConfig, workspace: Workspace) -> BoundOps:
-    """Triton's ops in bf16; in fp32 on a CPU, where its interpreter cannot do otherwise."""
-    dtype = torch.bfloat16 if workspace.device.type == "cuda" else torch.float32
+    """Triton's ops, and what is named in their place."""
     if engine.kv_dtype == "float8":
         try:
             check_device(torch.float8_e4m3fn, workspace.device)
@@ -73,7 +87,9 @@ def _gpu_ops(engine: EngineConfig, workspace: Workspace) -> BoundOps:
             "weights float8 needs deterministic off: no product of it is the same in every batch",
             param="engine.weights",
         )
+    dtype = activations(workspace.device)
     settings = TritonSettings(dtype=dtype, deterministic=engine.deterministic, weights="float8" if float8 else "native")
     registry = gpu_registry(settings)
     asked = {op: "triton" for op in registry.having("triton")} if engine.kernels == "triton" else {}
-    return build_ops(workspace, registry=registry, prefer=asked | ({"linear": "triton"} if float8 else {}))
+    named = {op: name for op, (_, name) in _named(engine).items()}
+    return build_ops(workspace, registry=registry, prefer=asked | ({"linear": "triton"} if float8 else {}) | named)

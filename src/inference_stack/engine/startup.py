@@ -131,10 +131,13 @@ class Startup:
                 device=self._device.torch_device,
             )
         context = model.model.max_positions
+        groups = model.model.kv_groups(self._engine.kv_dtype)
+        for refusal in filter(None, map(ops.refuses_group, groups)):
+            raise invalid(f"{refusal}; set attention to auto", param="engine.attention")
         return Loaded(
             name=entry.name or files.name,
             model=model,
-            groups=model.model.kv_groups(self._engine.kv_dtype),
+            groups=groups,
             longest=min(self._engine.max_model_len or context, context),
             vocabulary=vocabulary.result(),
         )

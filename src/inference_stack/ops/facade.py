@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 import torch
 from torch import Tensor
 
+from inference_stack.core.kv_spec import KvGroupSpec
 from inference_stack.ops.api import (
     Activation,
     Experts,
@@ -72,6 +73,7 @@ class Choice:
     numerics: str = ""
     graphs: bool = False
     kv_dtypes: frozenset[str] = frozenset()
+    refuses_group: Callable[[KvGroupSpec], str | None] | None = None
 
 
 STEP_OPS: Final = ("embed", "rmsnorm", "add_rmsnorm", "linear", "rope_store", "attend", "act_mul", "select")
@@ -199,6 +201,15 @@ class BoundOps:
             if dtype not in choice.kv_dtypes:
                 able = ", ".join(sorted(choice.kv_dtypes)) or "none"
                 return f"{op} as {choice.name} stores no KV in {dtype}; it knows {able}"
+        return None
+
+    def refuses_group(self, spec: KvGroupSpec) -> str | None:
+        """Why layers of this shape cannot be served, or None."""
+        for op in KV_OPS:
+            choice = self._choices[op]
+            refusal = choice.refuses_group(spec) if choice.refuses_group is not None else None
+            if refusal is not None:
+                return f"{op} as {choice.name} refuses: {refusal}"
         return None
 
     def numerics(self, isa: str, without: Collection[str] = ()) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import torch
 
+from inference_stack.core.kv_spec import KvGroupSpec
 from inference_stack.ops.facade import Recorder
 from inference_stack.ops.workspace import Workspace
 
@@ -26,7 +27,9 @@ class Implementation:
     `recorder` is what can record steps made of this and the other ops that name the same one; `graphs` says that the device can
     record them itself, since what is launched follows from shapes alone where `StepInputs` has no host integers. `numerics`
     names what decides the result's bits when neither torch nor the processor has a part in it. What reads or writes KV memory
-    says in `kv_layout` how a unit is laid out there, and in `kv_dtypes` which numbers it handles, as `KvGroupSpec` calls them.
+    says in `kv_layout` how a unit is laid out there, and in `kv_dtypes` which numbers it handles, as `KvGroupSpec` calls them;
+    `refuses_group` gives the reason it cannot serve layers of some shape, which are known when a model is, or None. With
+    `by_name` it is taken only where the configuration names it, and is not asked anything otherwise.
     """
 
     op: str
@@ -39,3 +42,5 @@ class Implementation:
     graphs: bool = False
     kv_layout: str = ""
     kv_dtypes: frozenset[str] = frozenset()
+    refuses_group: Callable[[KvGroupSpec], str | None] | None = None
+    by_name: bool = False

@@ -13,6 +13,7 @@ import torch
 
 from inference_stack.core.kv_spec import DTYPE_BYTES
 from inference_stack.ops.cpu.implementations import cpu_implementations
+from inference_stack.ops.fa3.implementations import fa3_implementations
 from inference_stack.ops.facade import KV_OPS, BoundOps, Choice
 from inference_stack.ops.implementation import TRANSPOSED_KEYS, Implementation
 from inference_stack.ops.reference.activation import act_mul
@@ -64,10 +65,11 @@ class Registry:
         return tuple(op for op, known in self._by_op.items() if any(one.name == name for one in known))
 
     def choose(self, op: str, device: torch.device, prefer: str | None = None) -> tuple[Implementation, str]:
-        """The implementation for `op` on `device` and why. Raises NoImplementation."""
+        """The implementation for `op` on `device` and why: the fastest, or the preferred one. Raises NoImplementation."""
         reasons: list[str] = []
         able: list[Implementation] = []
-        for candidate in sorted(self._by_op[op], key=lambda one: -one.speed):
+        asked = [one for one in self._by_op[op] if not one.by_name or one.name == prefer]
+        for candidate in sorted(asked, key=lambda one: -one.speed):
             refusal = candidate.refuses(device)
             able += [candidate] if refusal is None else []
             reasons += [f"{candidate.name} refuses: {refusal}"] if refusal is not None else []
@@ -125,7 +127,8 @@ def default_registry(threads: int = 1, kernels: str = "") -> Registry:
 
 def gpu_registry(settings: TritonSettings) -> Registry:
     """Every implementation of this build that runs on GPUs."""
-    return Registry((*reference_implementations(), *triton_implementations(settings)))
+    optional = fa3_implementations(settings)
+    return Registry((*reference_implementations(), *triton_implementations(settings), *optional))
 
 
 def build_ops(
@@ -152,6 +155,7 @@ def _choice(one: Implementation, reason: str, workspace: Workspace) -> Choice:
         numerics=one.numerics,
         graphs=one.graphs,
         kv_dtypes=one.kv_dtypes,
+        refuses_group=one.refuses_group,
     )
 
 

@@ -65,7 +65,7 @@ def test_a_named_implementation_is_refused_where_it_cannot_run() -> None:
 
 
 def test_a_named_implementation_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wheel, "MODULE", "tests.ops.fa3.fake")
+    monkeypatch.setattr(wheel, "MODULE", "tests.ops.triton.fake_fa3")
     monkeypatch.setattr(wheel, "refuses_card", lambda _: None)
     monkeypatch.setattr(devices, "activations", lambda _: torch.float16)
     asked = EngineConfig(device="cuda", kernels="triton", attention="fa3", deterministic=False)

@@ -138,6 +138,12 @@ class EngineConfig:
         "deterministic off and KV in bfloat16.",
         choices=("auto", "fa3"),
     )
+    projections: str = knob(
+        "auto",
+        "Products by quantised weights on GPUs: auto is that of the kernels; humming is the package humming-kernels, with "
+        "deterministic off.",
+        choices=("auto", "humming"),
+    )
     deterministic: bool = knob(
         True,
         "On GPUs, compute every row the same way whatever the batch is, so that a stream that is carried over goes on with the "

@@ -65,7 +65,7 @@ def ops_for(engine: EngineConfig, device: AnyDevice, workspace: Workspace) -> Bo
 
 def _named(engine: EngineConfig) -> dict[str, tuple[str, str]]:
     """Ops for which an implementation is named, each with the setting that does it and the name."""
-    asked = {"attend": ("attention", engine.attention)}
+    asked = {"attend": ("attention", engine.attention), "linear": ("projections", engine.projections)}
     return {op: (option, name) for op, (option, name) in asked.items() if name != "auto"}
 
 

@@ -15,6 +15,7 @@ from inference_stack.core.kv_spec import DTYPE_BYTES
 from inference_stack.ops.cpu.implementations import cpu_implementations
 from inference_stack.ops.fa3.implementations import fa3_implementations
 from inference_stack.ops.facade import KV_OPS, BoundOps, Choice
+from inference_stack.ops.humming.implementations import humming_implementations
 from inference_stack.ops.implementation import TRANSPOSED_KEYS, Implementation
 from inference_stack.ops.reference.activation import act_mul
 from inference_stack.ops.reference.attention import Attention
@@ -127,7 +128,7 @@ def default_registry(threads: int = 1, kernels: str = "") -> Registry:
 
 def gpu_registry(settings: TritonSettings) -> Registry:
     """Every implementation of this build that runs on GPUs."""
-    optional = fa3_implementations(settings)
+    optional = (*fa3_implementations(settings), *humming_implementations(settings))
     return Registry((*reference_implementations(), *triton_implementations(settings), *optional))
 
 

@@ -21,8 +21,8 @@ from inference_stack.ops.registry import NoImplementation, Registry, build_ops, 
 from inference_stack.ops.triton.settings import TritonSettings
 from inference_stack.ops.workspace import Workspace
 from tests.engine.emulated import no_reads
-from tests.ops.fa3.fake import flash_attn_with_kvcache
 from tests.ops.parts import Paged, make_ops
+from tests.ops.triton.fake_fa3 import flash_attn_with_kvcache
 from tests.ops.triton.gpu_parts import GpuOps, heads_of, projection, recorded_form
 
 HALF = TritonSettings(dtype=torch.float16)
@@ -136,7 +136,7 @@ def test_memory_whose_tokens_are_not_aligned_is_refused() -> None:
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fake in the package's place, on a card of which the CPU plays the part."""
-    monkeypatch.setattr(wheel, "MODULE", "tests.ops.fa3.fake")
+    monkeypatch.setattr(wheel, "MODULE", "tests.ops.triton.fake_fa3")
     monkeypatch.setattr(wheel, "refuses_card", lambda _: None)
 
 

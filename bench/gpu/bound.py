@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -54,6 +54,11 @@ class Bench:
         """The relative error that is allowed to one op."""
         return BOUNDS[self.type]
 
+    def named(self, op: str, name: str) -> BoundOps:
+        """As `ops`, over memory that is not spoilt, with an op that is taken only by name. Raises NoImplementation."""
+        workspace = Workspace(max_tokens=MOST_TOKENS, max_samples=MOST_SAMPLES, device=self.place.device)
+        return bind(workspace, TritonSettings(dtype=self.type), self.kernels, {op: name})
+
     def ops(self, deterministic: bool = False, spoilt: bool = True, weights: Weights = "native") -> BoundOps:
         """Bound once for each kind. Only ops over spoilt memory are kept."""
         key = deterministic, weights
@@ -86,10 +91,12 @@ class Bench:
         return self.place.random(*shape, seed=seed, dtype=self.type)
 
 
-def bind(workspace: Workspace, settings: TritonSettings, kernels: Kernels) -> BoundOps:
-    """Ops over a workspace."""
+def bind(
+    workspace: Workspace, settings: TritonSettings, kernels: Kernels, named: Mapping[str, str] | None = None
+) -> BoundOps:
+    """Ops over a workspace, some of them by name."""
     registry = gpu_registry(settings)
     if kernels == "reference":
         return build_ops(workspace, registry=registry, prefer=dict.fromkeys(OPS, "reference"))
-    asked = dict.fromkeys(registry.having("triton"), "triton") if kernels == "triton" else None
-    return build_ops(workspace, registry=registry, prefer=asked)
+    asked = dict.fromkeys(registry.having("triton"), "triton") if kernels == "triton" else {}
+    return build_ops(workspace, registry=registry, prefer=asked | dict(named or {}))

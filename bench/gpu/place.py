@@ -21,7 +21,7 @@ import torch
 
 import inference_stack
 
-PACKAGES = ("torch", "triton", "numpy", "safetensors", "transformers", "vllm")
+PACKAGES = ("torch", "triton", "numpy", "safetensors", "transformers", "vllm", "tokenspeed-fa3", "humming-kernels")
 ROOT = Path(__file__).parents[2]
 LOOK_SECONDS = 0.2
 """How often it is looked whether a process of ours should be ended."""

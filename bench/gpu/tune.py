@@ -28,6 +28,8 @@ from inference_stack.core.kv_spec import KvGroupSpec
 from inference_stack.engine.arena import TORCH_DTYPES
 from inference_stack.ops.api import Experts, HeadSpec, Linear, Quantised, Rope
 from inference_stack.ops.facade import BoundOps
+from inference_stack.ops.implementation import UnsuitableWeight
+from inference_stack.ops.registry import NoImplementation
 
 HEADS = (32, 8, 128)
 DECODES = ((1, 1024), (8, 1024), (32, 1024), (128, 1024), (256, 1024), (1, 32768), (8, 8192))
@@ -44,6 +46,8 @@ HEAD = Sides(128256, 4096)
 ROWS = (1, 8, 32, 128, 256, 2048)
 TABLE = 34_000 // 16
 """Columns of recorded steps' block tables: of the longest sequence that `engine` measures."""
+NAMED = {"attention": ("attend", "fa3"), "linear": ("linear", "humming")}
+"""Of families, an op and the name of what is measured beside ours, on cards where it can run."""
 SECONDS = 2.5
 """About what one measurement takes, compiling included."""
 
@@ -114,12 +118,22 @@ def bench_ops(place: Place, report: Report, budget: Budget, kernels: Kernels, on
             for deterministic in meter.bench.modes(op) if family != "rows" else (False,):
                 title = ", deterministic" if deterministic and meter.bench.graphs(op) else ""
                 families[family](meter, meter.bench.ops(deterministic, spoilt=False), title)
+            if family in NAMED and place.on_card and kernels != "reference":
+                _named(meter, families[family], *NAMED[family])
+
+
+def _named(meter: Meter, measure: Callable[[Meter, BoundOps, str], None], op: str, name: str) -> None:
+    """The same measurements with what is taken only by name."""
+    try:
+        measure(meter, meter.bench.named(op, name), f", {name}")
+    except (NoImplementation, UnsuitableWeight) as error:
+        meter.report.skip(f"{op} by {name}", str(error)[:300])
 
 
 def _attention(meter: Meter, ops: BoundOps, title: str) -> None:
     tiny = meter.bench.place.tiny
     heads = (4, 2, 32) if tiny else HEADS
-    for name in kv_types(meter.bench):
+    for name in (name for name in kv_types(meter.bench) if ops.refuses_kv(name) is None):
         decodes = ((2, 40),) if tiny else DECODES if name == kv_types(meter.bench)[0] else DECODES[2:4]
         for batch, context in decodes:
             _decode(
@@ -182,10 +196,11 @@ def _prompt(
 def _linear(meter: Meter, ops: BoundOps, title: str) -> None:
     bench = meter.bench
     projections = {"out": Sides(48, 64)} if bench.place.tiny else PROJECTIONS
+    named = ops.explain()["linear"].startswith("humming:")
     for name, sides in projections.items():
-        for form in ("dense", "w4"):
+        for form in ("dense", "w4") if not named else ("w4",):
             _projection(meter, ops, f"{name} {sides.outputs}×{sides.inputs}, {form}{title}", sides, form)
-    if not bench.place.tiny:
+    if not bench.place.tiny and not named:
         _projection(meter, ops, f"head {HEAD.outputs}×{HEAD.inputs}, dense{title}", HEAD, "dense")
 
 
@@ -196,6 +211,7 @@ def _projection(meter: Meter, ops: BoundOps, title: str, sides: Sides, form: str
         weight = bench.random(sides.outputs, sides.inputs, seed=0) * 0.02
     else:
         weight = quantised(bench, sides, 4, 32 if place.tiny else 128)
+        weight = replace(weight, zero_NG=-4 * weight.scale_NG)  # whole codes, as quantisers make zeros
     nbytes = weight.nbytes
     turns = sets_for(nbytes, place)
     linears = [Linear(weight=_copied(weight)) for _ in range(turns)]

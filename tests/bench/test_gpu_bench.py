@@ -11,6 +11,8 @@ import pytest
 import torch
 from bench.gpu import peer, plots, tune
 from bench.gpu.__main__ import main
+from bench.gpu.bound import Bench
+from bench.gpu.check_linear import Sides
 from bench.gpu.house import open_house, request, words, write_config
 from bench.gpu.limits import Ceilings, Form, Limits
 from bench.gpu.load import Load, online, quantile
@@ -23,6 +25,7 @@ from bench.gpu.watched import Timed, idle_share, timed_steps, watch
 
 from inference_stack.models.config import config_from_hf
 from inference_stack.ops.facade import BoundOps
+from inference_stack.ops.humming import wheel as humming
 
 CPU = Place(torch.device("cpu"), tiny=True)
 SETTINGS: dict[str, Any] = {"max_running": 4, "max_model_len": 64, "kv_memory": "4MiB", "max_batch_tokens": 32}
@@ -55,6 +58,21 @@ def test_an_engine_is_measured_beside_its_limit(tmp_path: Path) -> None:
             assert one["tokens_per_s"] > 0
             assert 0 < one["ratio"] < 1
     assert found["models"]["qwen2.5-7b-w4g128"]["start"]["seconds"] > 0
+
+
+def test_what_is_taken_only_by_name_is_measured_where_it_can_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = Report("ops", CPU, [], tmp_path / "ops.json")
+    meter = tune.Meter(Bench(CPU, "triton", torch.float16), report, Budget(1.0), Ceilings(bandwidth=1e9, products=1e9))
+    tune._named(meter, tune._linear, "linear", "humming")
+    [skipped] = report.data["skipped"]
+    assert skipped["what"] == "linear by humming" and "it runs on NVIDIA GPUs" in skipped["why"]
+    monkeypatch.setattr(humming, "ROOT", "tests.ops.triton.fake_humming")
+    monkeypatch.setattr(humming, "refuses_card", lambda *_: None)
+    monkeypatch.setattr(tune, "Sides", lambda outputs, inputs: Sides(128, 128))
+    tune._named(meter, tune._linear, "linear", "humming")
+    assert set(report.data["ops"]) == {f"out 128×128, w4, humming, {rows} rows" for rows in (1, 3)}
 
 
 def test_single_ops_are_measured(tmp_path: Path) -> None:

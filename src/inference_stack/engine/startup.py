@@ -34,6 +34,7 @@ from inference_stack.kv.slabs import SlabPool
 from inference_stack.models.api import LoadedModel
 from inference_stack.models.loader import load_model
 from inference_stack.ops.facade import BoundOps
+from inference_stack.ops.implementation import UnsuitableWeight
 from inference_stack.ops.workspace import Workspace
 from inference_stack.scheduler.limits import SchedulerLimits
 from inference_stack.telemetry.startup import Account
@@ -123,13 +124,16 @@ class Startup:
         files = resolve(entry.model, folder, offline=True, load_format=load_format)
         with ThreadPoolExecutor(1, "vocabulary") as aside:
             vocabulary = aside.submit(vocabulary_digest, files)
-            model = load_model(
-                files,
-                max_positions=self._engine.max_model_len,
-                dequantise=self._engine.weights == "float32",
-                prepare=ops.prepare,
-                device=self._device.torch_device,
-            )
+            try:
+                model = load_model(
+                    files,
+                    max_positions=self._engine.max_model_len,
+                    dequantise=self._engine.weights == "float32",
+                    prepare=ops.prepare,
+                    device=self._device.torch_device,
+                )
+            except UnsuitableWeight as error:
+                raise invalid(f"{error}; set projections to auto", param="engine.projections") from error
         context = model.model.max_positions
         groups = model.model.kv_groups(self._engine.kv_dtype)
         for refusal in filter(None, map(ops.refuses_group, groups)):

@@ -20,6 +20,10 @@ TOKEN_ROWS: Final = "token rows"
 the tokens' scales as above."""
 
 
+class UnsuitableWeight(ValueError):
+    """A weight that an implementation taken by name cannot hold, or multiplies wrongly; the message says which and why."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Implementation:
     """One way to run one op. `speed` orders those that can run (higher first); `refuses` gives the reason it cannot, or None.

@@ -13,9 +13,10 @@ from torch import Tensor
 from inference_stack.ops.api import Linear, Quantised
 from inference_stack.ops.humming import wheel
 from inference_stack.ops.humming.implementations import disagreement, humming_implementations
-from inference_stack.ops.humming.linear import Disagrees, HummingLinear, HummingWeight
+from inference_stack.ops.humming.linear import HummingLinear, HummingWeight
 from inference_stack.ops.humming.packing import packed
 from inference_stack.ops.humming.wheel import Humming
+from inference_stack.ops.implementation import UnsuitableWeight
 from inference_stack.ops.reference.quantised import dequantise
 from inference_stack.ops.registry import NoImplementation, build_ops, gpu_registry
 from inference_stack.ops.triton.linear import DenseWeight
@@ -106,15 +107,15 @@ def without(loaded: Quantised, **changes: Any) -> Linear:
 def test_what_it_cannot_hold_is_refused_in_words() -> None:
     linear, loaded = make_linear(), FORMS["4 bits, zeros"]
     scale_NG = loaded.scale_NG
-    with pytest.raises(ValueError, match="whole codes; some of this weight lie between two"):
+    with pytest.raises(UnsuitableWeight, match="whole codes; some of this weight lie between two"):
         linear.prepare(without(loaded, zero_NG=-7.25 * scale_NG))
-    with pytest.raises(ValueError, match="among the codes of 4 bits"):
+    with pytest.raises(UnsuitableWeight, match="among the codes of 4 bits"):
         linear.prepare(without(loaded, zero_NG=-16 * scale_NG))
-    with pytest.raises(ValueError, match="between two"):
+    with pytest.raises(UnsuitableWeight, match="between two"):
         linear.prepare(without(loaded, zero_NG=-7 * scale_NG, scale_NG=torch.zeros_like(scale_NG)))
-    with pytest.raises(ValueError, match="multiples of 128; this weight is 96×256"):
+    with pytest.raises(UnsuitableWeight, match="multiples of 128; this weight is 96×256"):
         linear.prepare(Linear(weight=quantised(4, 32, 256, 96)))
-    with pytest.raises(ValueError, match="groups of 48"):
+    with pytest.raises(UnsuitableWeight, match="groups of 48"):
         linear.prepare(Linear(weight=quantised(4, 48, 384, 128)))
     with pytest.raises(TypeError, match="looked up"):
         weight = without(loaded)
@@ -149,7 +150,9 @@ def test_a_weight_whose_product_is_wrong_is_not_served() -> None:
             outputs[:, 0] *= 2
         return outputs
 
-    with pytest.raises(Disagrees, match=r"8-bit weights of 128×256 in groups of 32, 200 rows: by .* 0.01 is allowed"):
+    with pytest.raises(
+        UnsuitableWeight, match=r"8-bit weights of 128×256 in groups of 32, 200 rows: by .* 0.01 is allowed"
+    ):
         make_linear(wrong).prepare(without(FORMS["8 bits"]))
 
 
@@ -164,7 +167,7 @@ WRONG: dict[str, Callable[..., Tensor]] = {
 @pytest.mark.parametrize("name", WRONG)
 def test_the_self_check_finds_who_is_wrong(name: str) -> None:
     found = disagreement(replace(FAKE, multiply=WRONG[name]), CPU, torch.float16)
-    assert "its self-check failed: Disagrees: humming differs from the reference" in str(found)
+    assert "its self-check failed: UnsuitableWeight: humming differs from the reference" in str(found)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

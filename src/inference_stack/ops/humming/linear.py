@@ -16,6 +16,7 @@ from torch import Tensor
 from inference_stack.ops.api import Linear, Quantised
 from inference_stack.ops.humming.packing import packed
 from inference_stack.ops.humming.wheel import Humming
+from inference_stack.ops.implementation import UnsuitableWeight
 from inference_stack.ops.reference.quantised import rows_of
 from inference_stack.ops.triton.settings import TritonSettings
 from inference_stack.ops.workspace import Workspace
@@ -27,10 +28,6 @@ ROWS: Final = (1, 5, 33, 200)
 OUTPUTS: Final = 64
 BOUND: Final = 1e-2
 """Largest error relative to the largest result: scales, weights and results are rounded to 16 bits."""
-
-
-class Disagrees(ValueError):
-    """The package's product differs from the reference's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,15 +84,16 @@ class HummingLinear:
         return y_TN if wanted == self._dtype else y_TN.to(wanted)
 
     def prepare(self, weight: Linear) -> None:
-        """Lay the weight out on the workspace's device. Raises ValueError for quantised weights that the package cannot hold, and
-        `Disagrees`."""
+        """Lay the weight out on the workspace's device. Raises `UnsuitableWeight` for quantised ones that the package
+        cannot hold, or multiplies wrongly."""
         loaded = weight.weight
         if isinstance(loaded, HummingWeight):
             return
         if not _ours(weight) or not isinstance(loaded, Quantised):
             self._others.prepare(weight)
             return
-        with self._lock, torch.inference_mode():
+        device = self._workspace.device
+        with self._lock, torch.inference_mode(), torch.cuda.device(device if device.type == "cuda" else -1):
             weight.weight = self._laid_out(loaded, weight.bias_N)
 
     def _laid_out(self, loaded: Quantised, bias_N: Tensor | None) -> HummingWeight:
@@ -114,7 +112,7 @@ def _ours(weight: Linear) -> bool:
 def laid_out(
     humming: Humming, loaded: Quantised, bias_N: Tensor | None, device: torch.device, dtype: torch.dtype
 ) -> HummingWeight:
-    """The weight as the package wants it. Raises ValueError for what it cannot hold."""
+    """The weight as the package wants it. Raises `UnsuitableWeight` for what it cannot hold."""
     outputs, depth = loaded.shape
     given = packed(loaded, bias_N, device, dtype)
     schema = humming.schema(
@@ -144,7 +142,7 @@ def laid_out(
 
 
 def compare(made: HummingWeight, loaded: Quantised, bias_N: Tensor | None) -> None:
-    """Products with random rows beside the reference's, at some of the outputs. Raises `Disagrees`."""
+    """Products with random rows beside the reference's, at some of the outputs. Raises `UnsuitableWeight`."""
     outputs, depth = made.shape
     device, draw = made.locks.device, torch.Generator().manual_seed(0)
     index_O = torch.arange(OUTPUTS) * (outputs - 1) // (OUTPUTS - 1)
@@ -158,7 +156,7 @@ def compare(made: HummingWeight, loaded: Quantised, bias_N: Tensor | None) -> No
         error = ((y_TN[:, index_O.to(device)].float() - wanted_TO).abs().max() / wanted_TO.abs().max()).item()
         if not error <= BOUND or not bool(y_TN.isfinite().all()):
             form = f"{loaded.bits}-bit weights of {outputs}×{depth} in groups of {loaded.group}"
-            raise Disagrees(
+            raise UnsuitableWeight(
                 f"humming differs from the reference with {form}, {rows} rows: by {error:.3g}, where {BOUND:g} is allowed"
             )
 

@@ -5,7 +5,8 @@
     zero_point  int32 [N·bits/32, K/group], packed along N; absent where all zeros are in the middle, 8 or 128
 
 Zeros must be whole codes, as AWQ's, GPTQ's and compressed-tensors' are: its other kind of zero has the activations' eight bits,
-too few for a zero between two codes. Raises ValueError for what it cannot hold; it changes no weight but by rounding scales.
+too few for a zero between two codes. Raises `UnsuitableWeight` for what it cannot hold, and changes no weight but by rounding
+scales.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from inference_stack.ops.api import Quantised
+from inference_stack.ops.implementation import UnsuitableWeight
 
 SIDE: Final = 128
 """Sizes that all of its tiles divide."""
@@ -33,13 +35,13 @@ class Packed:
 
 
 def packed(weight: Quantised, bias_N: Tensor | None, device: torch.device, dtype: torch.dtype) -> Packed:
-    """The weight on a device, for activations of `dtype`. Raises ValueError for what cannot be held."""
+    """The weight on a device, for activations of `dtype`. Raises `UnsuitableWeight` for what cannot be held."""
     outputs, depth = weight.shape
     if outputs % SIDE or depth % SIDE:
-        raise ValueError(f"humming wants sides that are multiples of {SIDE}; this weight is {outputs}×{depth}")
+        raise UnsuitableWeight(f"humming wants sides that are multiples of {SIDE}; this weight is {outputs}×{depth}")
     group = weight.group
     if group != depth and (group < SMALLEST_GROUP or group & (group - 1)):
-        raise ValueError(
+        raise UnsuitableWeight(
             f"humming wants groups of 16, 32, 64 and so on, or whole rows; this weight has groups of {group}"
         )
     codes = weight.codes.to(device)
@@ -65,10 +67,12 @@ def _zeros(weight: Quantised, device: torch.device) -> Tensor:
     minus_NG = -weight.zero_NG.to(device, torch.float64)
     steps_NG = torch.where(scale_NG == 0, 0.0, minus_NG / scale_NG).round()
     if not torch.equal((steps_NG * scale_NG).to(weight.zero_NG.dtype), minus_NG.to(weight.zero_NG.dtype)):
-        raise ValueError("humming wants zeros that are whole codes; some of this weight lie between two")
+        raise UnsuitableWeight("humming wants zeros that are whole codes; some of this weight lie between two")
     zero_NG = steps_NG.to(torch.int32) + middle
     if bool((zero_NG < 0).any()) or bool((zero_NG >= 1 << weight.bits).any()):
-        raise ValueError(f"humming wants zeros among the codes of {weight.bits} bits; some of this weight are outside")
+        raise UnsuitableWeight(
+            f"humming wants zeros among the codes of {weight.bits} bits; some of this weight are outside"
+        )
     return zero_NG
 
 
